@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['contingency', 'table_ari', 'ari', 'fg_ari', 'table_iou', 'best_overlap', 'mbo', 'table_miou', 'miou', 'hard_masks',
-           'evaluate_scene', 'evaluate_masks']
+           'evaluate_scene', 'evaluate_labels', 'evaluate_masks']
 
 # %% ../nbs/09_metrics.ipynb #22c16a13
 import math
@@ -135,18 +135,26 @@ def evaluate_scene(
     is_of = np.array(materials, dtype=object)[:len(best)]
     return res | {f'best_overlap_{m}': _mean(best[is_of == m]) for m in ('metal', 'rubber')}
 
-# %% ../nbs/09_metrics.ipynb #81a88e4d
+# %% ../nbs/09_metrics.ipynb #4b6246e8
+def evaluate_labels(
+    scenes:Iterable, # of `slotnb.data.Scene`, or anything with name, frame, segmentation, materials
+    labels:Sequence[np.ndarray], # one (H W) of ints a scene
+    source:str, # where the segments are from, e.g. 'attn', 'masks' or 'refined'; it ends every column
+) -> pd.DataFrame: # scene, frame, then `ari_{source}`, `fg_ari_{source}`, ...; fractions, one row a scene
+    "Score segments against the segmentations at the images' own resolution."
+    scenes = list(scenes)
+    if len(scenes) != len(labels): raise SlotnbError(f'{len(labels)} segmentations for {len(scenes)} scenes')
+    return pd.DataFrame([dict(scene=s.name, frame=s.frame)
+        | {f'{k}_{source}': v for k, v in evaluate_scene(s.segmentation, l, s.materials).items()} for s, l in zip(scenes, labels)])
+
+# %% ../nbs/09_metrics.ipynb #12f667ad
 def evaluate_masks(
     scenes:Iterable, # of `slotnb.data.Scene`, or anything with name, frame, segmentation, materials
     masks:Sequence[torch.Tensor|np.ndarray], # (b k n), or one (k n) a scene where k differs
     source:str, # where the masks are from, e.g. 'attn' or 'masks'; it ends every column
     grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
-) -> pd.DataFrame: # scene, frame, then `ari_{source}`, `fg_ari_{source}`, ...; fractions, one row a scene
-    "Score soft masks against the segmentations at the images' own resolution."
+) -> pd.DataFrame: # as `evaluate_labels`
+    "Score soft masks, enlarged to the images' resolution."
     scenes = list(scenes)
     if len(scenes) != len(masks): raise SlotnbError(f'{len(masks)} sets of masks for {len(scenes)} scenes')
-    rows = []
-    for s, m in zip(scenes, masks):
-        res = evaluate_scene(s.segmentation, hard_masks(m, s.segmentation.shape, grid), s.materials)
-        rows.append(dict(scene=s.name, frame=s.frame) | {f'{k}_{source}': v for k, v in res.items()})
-    return pd.DataFrame(rows)
+    return evaluate_labels(scenes, [hard_masks(m, s.segmentation.shape, grid) for s, m in zip(scenes, masks)], source)
