@@ -44,9 +44,9 @@ class MLPDecoder(nn.Module):
         masks = (self.to_alpha(h)[..., 0]/self.mask_temperature).softmax(1)
         return DecoderOutput(self.to_feats(torch.einsum('bkn,bknh->bnh', masks, h)), masks)
 
-# %% ../nbs/08_decoder.ipynb #701cd452
+# %% ../nbs/08_decoder.ipynb #ac47ec47
 class AttentionDecoder(nn.Module):
-    "Masks are slot attention's own; features are read from the mixture of slots at each patch."
+    "Masks are slot attention's own; each slot is one feature, each patch the mixture of the slots that won it."
     def __init__(self,
         slot_dim:int, # channels of a slot
         feat_dim:int, # channels of the target
@@ -55,7 +55,7 @@ class AttentionDecoder(nn.Module):
     ):
         super().__init__()
         self.mask_temperature = mask_temperature
-        self.first, self.to_feats = nn.Linear(slot_dim, hidden_dim), nn.Linear(hidden_dim, feat_dim)
+        self.mlp = nn.Sequential(nn.Linear(slot_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, feat_dim))
         self.skip = nn.Linear(slot_dim, feat_dim, bias=False)
         xavier_(self)
 
@@ -65,6 +65,4 @@ class AttentionDecoder(nn.Module):
     ) -> DecoderOutput:
         check_shape(logits, f'{slots.shape[0]} {slots.shape[1]} n', 'logits')
         masks = (logits/self.mask_temperature).softmax(1)
-        mix = masks.transpose(1, 2) # what is linear is done once a slot, then mixed, as above
-        h = (mix @ (slots @ self.first.weight.T) + self.first.bias).relu()
-        return DecoderOutput(self.to_feats(h) + mix @ self.skip(slots), masks)
+        return DecoderOutput(masks.transpose(1, 2) @ (self.mlp(slots) + self.skip(slots)), masks)

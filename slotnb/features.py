@@ -17,7 +17,7 @@ from .backbones import ViTBackbone
 from .core import SlotnbError, atomic_path, cache_dir, digest
 from .data import KubricFolders
 
-# %% ../nbs/05_features.ipynb #0ed0e974
+# %% ../nbs/05_features.ipynb #2bc08a94
 class Features(NamedTuple):
     "Patch tokens of a dataset, and where they came from."
     feats:Tensor # (s n d) float32, one row a sample, in the dataset's order
@@ -28,7 +28,7 @@ def feature_key(
     dataset:KubricFolders, # only the contents of its images are asked
 ) -> str: # the name of the cache file without its ending
     "One name for one set of numbers."
-    return f'{backbone.spec.name}-' + digest(backbone.record | dict(dtype='float16', images=[dataset.image_digest(i) for i in range(len(dataset))]))
+    return f'{backbone.spec.name}-' + digest(backbone.record | dict(dtype='float16', images=[scene.image_digest() for scene in dataset]))
 
 # %% ../nbs/05_features.ipynb #e1d116ee
 def _read(path, record):

@@ -13,7 +13,7 @@ from .core import SlotnbError, check_shape
 from .decoder import AttentionDecoder, MLPDecoder
 from .slot_attention import InputProjection, SlotAttention, SlotInit
 
-# %% ../nbs/13_model.ipynb #89cf2ae8
+# %% ../nbs/13_model.ipynb #aa0fce3a
 class ModelOutput(NamedTuple):
     "Everything a pass computed."
     recon:Tensor # (b n d) reconstructed features
@@ -27,7 +27,7 @@ class SlotAutoencoder(nn.Module):
         feat_dim:int, # width of the patch tokens, which is also the width of the target
         num_patches:int=256, # patches of the grid
         num_slots:int=11, # ten objects and the floor
-        slot_dim:int=256, # width of a slot
+        slot_dim:int=128, # width of a slot
         num_iters:int=3, # iterations of slot attention
         slot_init:str='random', # 'random' or 'learned'
         decoder:str='attention', # 'attention' or 'mlp'

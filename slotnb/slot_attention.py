@@ -48,7 +48,7 @@ class SlotInit(nn.Module):
         noise = torch.randn(batch, self.num_slots, self.mean.shape[-1], generator=generator)
         return self.mean + self.log_std.exp()*noise.to(self.mean.device)
 
-# %% ../nbs/07_slot_attention.ipynb #9657d74b
+# %% ../nbs/07_slot_attention.ipynb #0e5143ab
 class SlotOutput(NamedTuple):
     "What slot attention found."
     slots:Tensor # (b k d)
@@ -58,9 +58,9 @@ class SlotOutput(NamedTuple):
 class SlotAttention(nn.Module):
     "Locatello et al. 2020, Algorithm 1."
     def __init__(self,
-        slot_dim:int=256, # channels of slots and inputs
+        slot_dim:int=128, # channels of slots and inputs
         num_iters:int=3, # rounds of competition
-        hidden_dim:int=512, # of the residual MLP
+        hidden_dim:int=256, # of the residual MLP
     ):
         super().__init__()
         self.num_iters = num_iters
@@ -93,13 +93,14 @@ def xavier_(
             for name, p in m.named_parameters(recurse=False): nn.init.xavier_uniform_(p) if p.ndim==2 else nn.init.zeros_(p)
     return module
 
-# %% ../nbs/07_slot_attention.ipynb #83ee60ac
+# %% ../nbs/07_slot_attention.ipynb #f6d5116f
 class InputProjection(nn.Sequential):
     "LayerNorm and a 2-layer MLP, from a backbone's width to the slots'."
     def __init__(self,
         feat_dim:int, # width of the patch tokens
-        slot_dim:int=256, # width of the slots
+        slot_dim:int=128, # width of the slots
         hidden_dim:int=384, # between the two layers
     ):
-        super().__init__(nn.LayerNorm(feat_dim), nn.Linear(feat_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
+        norm = nn.LayerNorm(feat_dim, elementwise_affine=False) # scale and shift would be absorbed by the linear layer behind them
+        super().__init__(norm, nn.Linear(feat_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
         xavier_(self)

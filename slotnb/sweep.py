@@ -145,10 +145,10 @@ def run_all(
         bar.close()
     return failed
 
-# %% ../nbs/16_sweep.ipynb #133d98b0
+# %% ../nbs/16_sweep.ipynb #7b48a88d
 @dataclass(frozen=True)
 class SweepConfig:
-    "A comparison of backbones: which runs, and where."
+    "Run the notebook for every backbone, normalizer and seed; what is finished is skipped, what fails is named."
     out_dir:str = 'runs'  # each run goes to out_dir/name/backbone
     backbone:tuple[str, ...] = ('dinov2_vits14', 'dino_vits16', 'clip_vitb16')  # which backbones
     normalizer:tuple[str, ...] = ('none', 'instance')  # which normalizers

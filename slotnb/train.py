@@ -28,10 +28,10 @@ from .model import ModelOutput, SlotAutoencoder
 from .normalizer import Normalizer
 from .refine import refine_masks
 
-# %% ../nbs/15_train.ipynb #2319ef94
+# %% ../nbs/15_train.ipynb #7409dbad
 @dataclass(frozen=True)
 class TrainConfig:
-    "Settings of one run."
+    "Train slot attention on the frozen features of a backbone and score it on the test scenes."
     backbone:str = 'dinov2_vits14'  # dinov2_vits14, dino_vits16 or clip_vitb16
     data_dir:str = 'data/movi_a_subset'  # folder with train/ and test/, each of Kubric scenes
     save_dir:str = 'checkpoints'  # the run goes to save_dir/backbone
@@ -43,7 +43,7 @@ class TrainConfig:
     feature_std:float = 0.0  # rescale the raw features to this std; 0 leaves them alone
     normalizer:str = 'instance'  # none, instance, token or dataset
     num_slots:int = 11  # slots an image
-    slot_dim:int = 256  # channels of a slot
+    slot_dim:int = 128  # channels of a slot
     num_iters:int = 3  # iterations of slot attention
     slot_init:str = 'random'  # random or learned
     decoder:str = 'attention'  # attention or mlp
@@ -256,9 +256,12 @@ class RunState:
         self.opt.load_state_dict(self.opt.state_dict() | dict(state=state))
         self.epoch, self.best, self.best_epoch = int(meta['epoch']), float(meta['best']), int(meta['best_epoch'])
 
-# %% ../nbs/15_train.ipynb #ec65a3e5
+# %% ../nbs/15_train.ipynb #15b004bb
 def _append(path, row):
-    with open(path, 'a', newline='') as f: csv.DictWriter(f, row.keys()).writerow(row)
+    with open(path, 'a', newline='') as f:
+        out = csv.DictWriter(f, row.keys())
+        if not f.tell(): out.writeheader()
+        out.writerow(row)
 
 def _write_rows(path, rows):
     with atomic_path(path) as tmp, open(tmp, 'w', newline='') as f:

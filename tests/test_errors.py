@@ -1,5 +1,6 @@
 "Each mistake: one clear sentence, exit code not 0, nothing half-written."
-import json, os, resource, signal, subprocess, sys
+import os, resource, signal, subprocess, sys
+from pathlib import Path
 import pytest
 from conftest import DATA, ROOT
 
@@ -9,7 +10,7 @@ def slotnb(*args, cwd, limit=None, **env):
     def full_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.run([sys.executable, '-m', 'slotnb.cli', *map(str, args)], capture_output=True, text=True, cwd=cwd, env=os.environ | env,
+    return subprocess.run([str(Path(sys.executable).parent/'slotnb'), *map(str, args)], capture_output=True, text=True, cwd=cwd, env=os.environ | env,
                           preexec_fn=full_disk if limit else None)
 
 
@@ -83,8 +84,8 @@ def test_no_disk_space_for_the_cache(few_scenes, tmp_path):
 def test_checkpoint_of_another_shape(few_scenes, tmp_path):
     assert train(few_scenes, tmp_path).returncode==0
     config = next((tmp_path/'run').rglob('config.json'))
-    config.write_text(config.read_text().replace('"slot_dim": 256', '"slot_dim": 128'))
-    refused(train(few_scenes, tmp_path, '--slot_dim', '128'), 'last_state.safetensors', 'of another model', 'model.project')
+    config.write_text(config.read_text().replace('"slot_dim": 128', '"slot_dim": 64'))
+    refused(train(few_scenes, tmp_path, '--slot_dim', '64'), 'last_state.safetensors', 'of another model', 'model.project')
 
 
 def test_run_folder_of_other_settings(few_scenes, tmp_path):

@@ -87,3 +87,10 @@ def test_readme_is_the_index_notebook():
     for c in json.loads((ROOT/'nbs/index.ipynb').read_text())['cells']:
         text = ''.join(c['source'])
         if c['cell_type']=='markdown' and not text.startswith('---'): assert text.strip() in readme, f'make readme: {text[:60]!r} is not in README.md'
+
+
+def test_benchmarks_run_and_agree(tmp_path):
+    "That they run and both sides give the same numbers; never how long it took."
+    out = tmp_path/'result.json'
+    subprocess.run([sys.executable, str(ROOT/'benchmarks/run.py'), '--repeats', '3', '--out', str(out)], check=True, cwd=tmp_path)
+    assert [r['what'] for r in json.loads(out.read_text())['results']]
