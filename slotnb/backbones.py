@@ -7,8 +7,8 @@ __all__ = ['IMAGENET', 'OPENAI', 'BACKBONES', 'WHEEL', 'BackboneSpec', 'backbone
            'onnx_state', 'dinov2_to_timm', 'resample_position', 'read_state', 'load_state', 'ViTBackbone',
            'resample_grid']
 
-# %% ../nbs/04_backbones.ipynb #6a94fdec
-import importlib.metadata
+# %% ../nbs/04_backbones.ipynb #165a7ffb
+import importlib.metadata, logging
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -193,14 +193,16 @@ def load_state(
                               f"too many or of another shape, the first is '{bad[0]}'; nothing was loaded")
     net.load_state_dict(state)
 
-# %% ../nbs/04_backbones.ipynb #abb59781
+# %% ../nbs/04_backbones.ipynb #3a06d55d
 def _build(spec, resolution):
     "The bare network of `spec`, randomly initialised."
     if spec.source=='timm':
         import timm
         return timm.create_model(spec.arch, img_size=resolution, num_classes=0)
     import open_clip
-    return open_clip.create_model(spec.arch, pretrained=None, force_image_size=resolution).visual
+    logging.disable(logging.WARNING) # it says on the root logger that no weights were loaded; they come next
+    try: return open_clip.create_model(spec.arch, pretrained=None, force_image_size=resolution).visual
+    finally: logging.disable(logging.NOTSET)
 
 # %% ../nbs/04_backbones.ipynb #b1a0efea
 class ViTBackbone:

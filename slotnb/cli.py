@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['COMMANDS', 'FeaturesConfig', 'ReportConfig', 'RenderConfig', 'run_features', 'run_train', 'run_sweep', 'main']
 
-# %% ../nbs/18_cli.ipynb #2048dc27
-import sys
+# %% ../nbs/18_cli.ipynb #4c9d7263
+import signal, sys, threading
 from dataclasses import dataclass
 import tyro
 from .backbones import ViTBackbone
@@ -72,7 +72,7 @@ def run_sweep(c):
     for folder, why in failed.items(): print(f'FAILED {folder}: {why} (see papermill.log and run.ipynb there)', file=sys.stderr)
     if failed: raise SlotnbError(f'{len(failed)} runs failed; the same command tries them again and skips what is finished')
 
-# %% ../nbs/18_cli.ipynb #ab280b0c
+# %% ../nbs/18_cli.ipynb #f048566d
 COMMANDS = dict(train=(TrainConfig, run_train), features=(FeaturesConfig, run_features), render=(RenderConfig, lambda c: print(render(**vars(c)), 'scenes made')),
                 sweep=(SweepConfig, run_sweep), report=(ReportConfig, lambda c: print(build_report(c.runs_dir, c.out, c.notebook))))
 
@@ -80,6 +80,7 @@ def main(
     args:list[str]|None=None, # the command line; None is the process's own
 ) -> int: # exit code: 0 well, 2 something to mend, 130 interrupted
     "Entry point of the command `slotnb`."
+    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler) # end a sweep's runs too
     try:
         config = tyro.extras.subcommand_cli_from_dict({name: c for name, (c, _) in COMMANDS.items()}, prog='slotnb', args=args,
             description='Object-centric learning on frozen Vision Transformer features.', use_underscores=True)

@@ -6,7 +6,7 @@
 __all__ = ['declared_parameters', 'check_parameters', 'plan_runs', 'run_status', 'score_floors', 'run_all', 'SweepConfig',
            'parse_settings', 'sweep']
 
-# %% ../nbs/16_sweep.ipynb #71990eb6
+# %% ../nbs/16_sweep.ipynb #3dd57da8
 import json, os, shutil, subprocess, sys, time
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -15,7 +15,7 @@ import numpy as np, pandas as pd, torch
 from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, kmeans_masks, truth_masks
-from .core import SlotnbError, read_json, write_json
+from .core import SlotnbError, cache_dir, read_json, write_json
 from .data import KubricFolders
 from .features import extract
 from .metrics import evaluate_labels, evaluate_masks
@@ -175,7 +175,7 @@ def parse_settings(
         except (ValueError, KeyError): raise SlotnbError(f"set '{item}': {value!r} is not of type {kind.__name__}") from None
     return pairs
 
-# %% ../nbs/16_sweep.ipynb #207b639f
+# %% ../nbs/16_sweep.ipynb #0ea8dced
 def sweep(
     config:SweepConfig,
     show_progress:bool=True,
@@ -190,7 +190,7 @@ def sweep(
         try: prepare(plan[0], show_progress); available.append(b)
         except SlotnbError as e:
             if not str(e).startswith('no weights'): raise
-            missing[b] = str(e); tqdm.write(f'NOT MEASURED {b}: {e}')
+            missing[b] = str(e).replace(str(cache_dir()), '$SLOTNB_CACHE'); tqdm.write(f'NOT MEASURED {b}: {e}')
     out = Path(config.out_dir)
     if not available: raise SlotnbError('no backbone can be had. ' + ' '.join(missing.values()))
     plan = make(available)

@@ -1,17 +1,34 @@
 "Each mistake: one clear sentence, exit code not 0, nothing half-written."
-import os, resource, signal, subprocess, sys
+import contextlib, io, os, resource, signal, subprocess, sys
 from pathlib import Path
+from typing import NamedTuple
 import pytest
 from conftest import DATA, ROOT
+from slotnb.cli import main
+
+
+class Result(NamedTuple):
+    returncode:int
+    stdout:str
+    stderr:str
 
 
 def slotnb(*args, cwd, limit=None, **env):
-    "Run the command; `limit` is the largest file in bytes that it may write, as a full disk would have it."
+    """Run the command: in this process, or in one of its own when it gets another environment.
+
+    `limit` is the largest file in bytes that it may write, as a full disk would have it."""
+    if not limit and not env:
+        out, err = io.StringIO(), io.StringIO()
+        with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try: code = main([str(a) for a in args])
+            except SystemExit as e: code = e.code
+        return Result(code, out.getvalue(), err.getvalue())
     def full_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    return subprocess.run([str(Path(sys.executable).parent/'slotnb'), *map(str, args)], capture_output=True, text=True, cwd=cwd, env=os.environ | env,
-                          preexec_fn=full_disk if limit else None)
+    command = [str(Path(sys.executable).parent/'slotnb'), *map(str, args)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | env, preexec_fn=full_disk if limit else None)
+    return Result(done.returncode, done.stdout, done.stderr)
 
 
 def refused(result, *words):
@@ -63,7 +80,7 @@ def test_no_weights(tmp_path):
 def test_weights_that_do_not_fit(tmp_path):
     import torch
     torch.save({'blocks.0.norm1.weight': torch.zeros(384)}, tmp_path/'half.pth')
-    refused(train(DATA, tmp_path, '--weights', tmp_path/'half.pth', SLOTNB_CACHE=str(tmp_path/'cache')), 'half.pth', 'do not fit', 'nothing was loaded')
+    refused(train(DATA, tmp_path, '--weights', tmp_path/'half.pth'), 'half.pth', 'do not fit', 'nothing was loaded')
 
 
 def test_pickled_weights_are_refused(tmp_path):
@@ -71,7 +88,7 @@ def test_pickled_weights_are_refused(tmp_path):
     class Evil:
         def __reduce__(self): return os.mkdir, (str(tmp_path/'evil'),)
     (tmp_path/'evil.pth').write_bytes(pickle.dumps(Evil()))
-    refused(train(DATA, tmp_path, '--weights', tmp_path/'evil.pth', SLOTNB_CACHE=str(tmp_path/'cache')), 'evil.pth')
+    refused(train(DATA, tmp_path, '--weights', tmp_path/'evil.pth'), 'evil.pth')
     assert not (tmp_path/'evil').exists()
 
 
