@@ -54,7 +54,7 @@ class RenderConfig:
     size:int = 256  # pixels a side
     samples:int = 64  # rays a pixel, a power of four
 
-# %% ../nbs/18_cli.ipynb #fbe9368c
+# %% ../nbs/18_cli.ipynb #c4f4c46e
 def run_features(c):
     backbone = ViTBackbone(c.backbone, c.weights, c.layer, c.final_norm, c.resolution, c.grid_size, c.device)
     raw = extract(backbone, KubricFolders(c.data_dir, c.split, c.max_frames)).feats
@@ -65,7 +65,7 @@ def run_train(c):
     result = evaluate(fit(c))
     print(f"{c.run_dir/'best_model.safetensors'}: epoch {result['best_epoch']}, test MSE {result['test_mse']:.3f}, FVU {result['test_fvu']:.3f}; "
           + ', '.join(f'{name} {100*result[key]:.1f}' for name, key in dict(ARI='ari_attn', **{'FG-ARI': 'fg_ari_attn'}, mBO='mbo_attn').items())
-          + ' (masks: attn)' + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
+          + ' (masks: attn)' + (' RANDOM WEIGHTS' if c.weights=='random' else '') + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
 
 def run_sweep(c):
     failed = sweep(c)

@@ -7,9 +7,10 @@ __all__ = ['RULES', 'TrainConfig', 'RunData', 'prepare', 'lr_at', 'train_epoch',
            'load_tensors', 'load_into', 'build', 'versions', 'RunState', 'save_best', 'fit', 'Run', 'load_run',
            'evaluate']
 
-# %% ../nbs/15_train.ipynb #186baed0
+# %% ../nbs/15_train.ipynb #ab1ec7b1
 import csv, logging, math, platform, time
 from dataclasses import asdict, dataclass, fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 import pandas as pd, torch
@@ -194,7 +195,7 @@ def load_into(module:nn.Module, tensors:dict[str, Tensor], prefix:str, path:Path
                               f'use the settings in the config.json beside it')
     module.load_state_dict(have)
 
-# %% ../nbs/15_train.ipynb #2f8ecd83
+# %% ../nbs/15_train.ipynb #5a02821d
 def build(
     config:TrainConfig,
     feat_dim:int, # width of the patch tokens
@@ -207,9 +208,7 @@ def build(
 
 def versions() -> dict: # library: version
     "What a run was made with."
-    import open_clip, timm
-    from slotnb import __version__
-    return dict(slotnb=__version__, python=platform.python_version(), torch=torch.__version__, timm=timm.__version__, open_clip=open_clip.__version__)
+    return dict(python=platform.python_version(), **{name: version(name) for name in ('slotnb', 'torch', 'timm', 'open_clip_torch')})
 
 # %% ../nbs/15_train.ipynb #2c0923da
 VOLATILE = ('save_dir', 'data_dir', 'device') # may differ when a run is taken up again
