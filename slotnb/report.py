@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['PERCENT', 'load_runs', 'label', 'results_table', 'load_curves', 'load_features', 'plot_curves', 'mark', 'plot_scores',
-           'plot_masks', 'plot_materials', 'build_report']
+           'plot_masks', 'plot_refined', 'plot_materials', 'build_report']
 
-# %% ../nbs/17_report.ipynb #ada7a975
+# %% ../nbs/17_report.ipynb #6e783cbe
 import os
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from .core import SlotnbError, atomic_path, read_json
 from .data import KubricFolders
 from .metrics import hard_masks
-from .plots import mask_grid, panels, stamp
+from .plots import mask_grid, match_colors, overlay, panels, stamp
+from .refine import refine_masks
 from .train import load_tensors
 
 # %% ../nbs/17_report.ipynb #d084e289
@@ -72,7 +73,7 @@ def load_features(
         rows.setdefault((r.label, 'none'), stats['raw']); rows[r.label, r.normalizer] = stats['normalised']
     return pd.DataFrame(rows).T.rename_axis(['label', 'normalizer']).astype(dict(components_90=int))
 
-# %% ../nbs/17_report.ipynb #4ef3ce79
+# %% ../nbs/17_report.ipynb #edade40e
 def plot_curves(
     curves:pd.DataFrame, # of `load_curves`
     columns:dict[str, str], # column: axis label, one panel each
@@ -84,6 +85,7 @@ def plot_curves(
         sns.lineplot(data, x='epoch', y=c, hue='run', style='normalizer', errorbar=('pi', 100), ax=ax, palette='colorblind')
         ax.set(ylabel=name, title=name); ax.legend().remove()
         if c.endswith('mse'): ax.set_yscale('log')
+        if c.endswith('fvu'): ax.set_ylim(0, 1.2)
     handles, labels = ax.get_legend_handles_labels()
     keep = [i for i, l in enumerate(labels) if l in set(data.run)]
     fig.legend([handles[i] for i in keep], [labels[i] for i in keep], loc='upper center', bbox_to_anchor=(.5, 0), ncols=2, frameon=False)
@@ -126,6 +128,20 @@ def plot_masks(
     chosen, masks = [scenes[i] for i in ids], tensors[source][ids].float()
     fig = mask_grid(chosen, masks, [hard_masks(m, s.segmentation.shape) for m, s in zip(masks, chosen)])
     return mark(fig, [label(read_json(Path(run_dir)/'config.json'))])
+
+# %% ../nbs/17_report.ipynb #45741d0f
+def plot_refined(
+    run_dir:str|Path, # a finished run
+    scenes:list, # of `slotnb.data.Scene`, the test scenes in order
+    ids:list[int], # which of them
+) -> plt.Figure:
+    "Image, truth, and slot attention's masks refined by the image, one scene a column."
+    attn = load_tensors(Path(run_dir)/'test_masks.safetensors')[0]['attn'].float()
+    chosen = [scenes[i] for i in ids]
+    segments = [refine_masks(s.image, attn[i]) for i, s in zip(ids, chosen)]
+    colored = [overlay(s.image, l, match_colors(s.segmentation, l)) for s, l in zip(chosen, segments)]
+    rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen] + colored
+    return mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [label(read_json(Path(run_dir)/'config.json'))])
 
 # %% ../nbs/17_report.ipynb #709f3799
 def plot_materials(

@@ -10,7 +10,7 @@ ALLOWED = dict(
     backbones='core', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
     features='core backbones data', model='core slot_attention decoder',
     train='core data backbones features normalizer losses metrics refine diagnostics model',
-    sweep='core data backbones features metrics refine baselines train', report='core data metrics plots train',
+    sweep='core data backbones features metrics refine baselines train', report='core data metrics plots refine train',
     cli='core data backbones features normalizer diagnostics render sweep report train',
 )
 MODULES = sorted(p.stem for p in (ROOT/'slotnb').glob('[a-z]*.py'))
