@@ -1,5 +1,5 @@
 "Training: exact resuming after SIGKILL, checkpoints, and that nothing is ever unpickled."
-import csv, os, re, signal, subprocess, sys, time
+import ast, csv, os, signal, subprocess, sys, time
 from dataclasses import replace
 from pathlib import Path
 import pytest, torch
@@ -61,8 +61,12 @@ def test_nothing_is_pickled(tmp_path):
     run_dir = fit(TrainConfig(**SMALL | dict(num_epochs=1, save_dir=str(tmp_path))), False)
     evaluate(run_dir, False)
     assert {p.suffix for p in run_dir.iterdir()} <= {'.safetensors', '.json', '.csv', '.log'}
-    source = ''.join(p.read_text() for p in (ROOT/'slotnb').glob('*.py'))
-    assert 'pickle' not in re.sub(r'#.*', '', source) and all('weights_only=True' in call for call in re.findall(r'torch\.load\(.*', source))
+    for path in (ROOT/'slotnb').glob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import): assert 'pickle' not in {n.name for n in node.names}, path
+            if isinstance(node, ast.ImportFrom): assert node.module!='pickle', path
+            if isinstance(node, ast.Call) and ast.unparse(node.func)=='torch.load':
+                assert any(k.arg=='weights_only' and ast.unparse(k.value)=='True' for k in node.keywords), path
 
 
 def test_checkpoint_of_another_shape(tmp_path):
