@@ -67,7 +67,7 @@ BROKEN = {
     'segmentation_00000.png is missing': lambda f: (f/'segmentation_00000.png').unlink(),
     'must be of one size': lambda f: Image.fromarray(SEG[::2]).save(f/'segmentation_00000.png'),
     'not instance numbers': lambda f: Image.open(f/'rgba_00000.png').save(f/'segmentation_00000.png'),
-    'has no rgba': lambda f: (f/'rgba_00000.png').unlink(),
+    'rgba_00000.png is missing': lambda f: (f/'rgba_00000.png').unlink(),
 }
 
 

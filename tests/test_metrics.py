@@ -1,4 +1,4 @@
-"Properties of the metrics on many random segmentations, beyond the cases that nbs/09_metrics.ipynb explains."
+"Properties of the metrics on many random segmentations, beyond the cases that nbs/41_metrics.ipynb explains."
 import math, warnings
 import numpy as np, pytest, torch
 from scipy.optimize import linear_sum_assignment
