@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['guided_filter', 'split_components', 'refine_masks']
 
-# %% ../nbs/42_refine.ipynb #0bd55661
+# %% ../nbs/42_refine.ipynb #cell-2
+import math
 import numpy as np, torch
 from scipy import ndimage
 from .core import SlotnbError
 
-# %% ../nbs/42_refine.ipynb #1a97d83a
+# %% ../nbs/42_refine.ipynb #cell-7
 def guided_filter(
     image:np.ndarray, # (h w 3) guide, 0 to 1
     masks:np.ndarray, # (k h w) what is filtered
@@ -30,7 +31,7 @@ def guided_filter(
         out.append((box(a)*I).sum(0) + box(b)) # equation 8
     return np.stack(out)
 
-# %% ../nbs/42_refine.ipynb #d7c6576f
+# %% ../nbs/42_refine.ipynb #cell-10
 def split_components(
     labels:np.ndarray, # (h w) ints, the slot of each pixel
     min_pixels:int=64, # smaller pieces join what surrounds them
@@ -46,18 +47,18 @@ def split_components(
     _, nearest = ndimage.distance_transform_edt(small[pieces], return_indices=True) # a speck takes the label of the nearest piece that stays
     return np.unique(pieces[tuple(nearest)], return_inverse=True)[1].reshape(labels.shape)
 
-# %% ../nbs/42_refine.ipynb #f3acc5ca
+# %% ../nbs/42_refine.ipynb #cell-12
 def refine_masks(
     image:np.ndarray, # (h w 3) uint8
-    masks:torch.Tensor|np.ndarray, # (k n) soft masks on a square grid
+    masks:torch.Tensor|np.ndarray, # (k n) soft masks
     radius:int=8, # of the guided filter's window, in pixels
     eps:float=1e-3, # of the guided filter
     min_pixels:int=64, # smallest object
+    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
 ) -> np.ndarray: # (h w) ints, one a segment
     "Enlarge soft masks, let the image draw their borders, and part what lies apart."
     masks = torch.as_tensor(masks).float()
-    k, n = masks.shape
-    side = round(n**.5)
-    if side*side!=n: raise SlotnbError(f'masks have {n} patches, which is no square grid')
-    large = torch.nn.functional.interpolate(masks.reshape(1, k, side, side), image.shape[:2], mode='bilinear', align_corners=False)[0].numpy()
+    k, n = masks.shape; h, w = grid or (math.isqrt(n),)*2
+    if h*w!=n: raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
+    large = torch.nn.functional.interpolate(masks.reshape(1, k, h, w), image.shape[:2], mode='bilinear', align_corners=False)[0].numpy()
     return split_components(guided_filter(image/255, large, radius, eps).argmax(0), min_pixels)
