@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ModelOutput', 'SlotAutoencoder']
 
-# %% ../nbs/33_model.ipynb #f350e826
+# %% ../nbs/33_model.ipynb #cell-2
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ from .core import SlotnbError, check_shape
 from .decoder import AttentionDecoder, MLPDecoder
 from .slot_attention import InputProjection, SlotAttention, SlotInit
 
-# %% ../nbs/33_model.ipynb #aa0fce3a
+# %% ../nbs/33_model.ipynb #cell-5
 class ModelOutput(NamedTuple):
     "Everything a pass computed."
     recon:Tensor # (b n d) reconstructed features
@@ -45,9 +45,10 @@ class SlotAutoencoder(nn.Module):
 
     def forward(self,
         feats:Tensor, # (b n d) normalised patch tokens
-        generator:torch.Generator|None=None, # noise of the initial slots
+        generator:torch.Generator|None=None, # of the initial slots' noise
+        noise:Tensor|None=None, # (b k d) the noise itself, drawn elsewhere
     ) -> ModelOutput:
         check_shape(feats, f'b {self.num_patches} d', 'feats')
-        slots, attn, logits = self.slot_attention(self.project(feats), self.init(len(feats), generator))
+        slots, attn, logits = self.slot_attention(self.project(feats), self.init(self.init.draw(len(feats), generator) if noise is None else noise))
         recon, masks = self.decoder(slots, logits)
         return ModelOutput(recon, slots, attn, masks)

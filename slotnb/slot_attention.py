@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['inverted_attention', 'SlotInit', 'SlotOutput', 'SlotAttention', 'xavier_', 'InputProjection']
 
-# %% ../nbs/30_slot_attention.ipynb #59f98d10
+# %% ../nbs/30_slot_attention.ipynb #cell-2
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .core import SlotnbError, check_shape
 
-# %% ../nbs/30_slot_attention.ipynb #94cb545d
+# %% ../nbs/30_slot_attention.ipynb #cell-7
 def inverted_attention(
     query:Tensor, # (b k d) one query a slot
     key:Tensor, # (b n d) one key a patch
@@ -23,7 +23,7 @@ def inverted_attention(
     attn = logits.softmax(dim=1) + eps
     return (attn/attn.sum(-1, keepdim=True)) @ value, logits
 
-# %% ../nbs/30_slot_attention.ipynb #02520072
+# %% ../nbs/30_slot_attention.ipynb #cell-12
 class SlotInit(nn.Module):
     "Initial slots."
     kinds = ('random', 'learned')
@@ -40,15 +40,20 @@ class SlotInit(nn.Module):
         nn.init.xavier_uniform_(self.mean)
         if kind=='random': self.log_std = nn.Parameter(torch.zeros(1, 1, slot_dim))
 
-    def forward(self,
+    def draw(self,
         batch:int, # images
         generator:torch.Generator|None=None, # CPU stream of the noise; None is torch's own
-    ) -> Tensor: # (b k d)
-        if self.kind=='learned': return self.mean.expand(batch, -1, -1)
-        noise = torch.randn(batch, self.num_slots, self.mean.shape[-1], generator=generator)
-        return self.mean + self.log_std.exp()*noise.to(self.mean.device)
+    ) -> Tensor: # (b k d); nothing is drawn for 'learned'
+        "The noise that `forward` takes, for those who draw it elsewhere."
+        shape = batch, self.num_slots, self.mean.shape[-1]
+        return torch.zeros(shape) if self.kind=='learned' else torch.randn(shape, generator=generator)
 
-# %% ../nbs/30_slot_attention.ipynb #0e5143ab
+    def forward(self,
+        noise:Tensor, # (b k d) of `draw`
+    ) -> Tensor: # (b k d)
+        return self.mean.expand_as(noise) if self.kind=='learned' else self.mean + self.log_std.exp()*noise.to(self.mean.device)
+
+# %% ../nbs/30_slot_attention.ipynb #cell-15
 class SlotOutput(NamedTuple):
     "What slot attention found."
     slots:Tensor # (b k d)
@@ -83,7 +88,7 @@ class SlotAttention(nn.Module):
             slots = slots + self.mlp(self.norm_mlp(slots))
         return SlotOutput(slots, logits.softmax(1), logits)
 
-# %% ../nbs/30_slot_attention.ipynb #ef5f9d0b
+# %% ../nbs/30_slot_attention.ipynb #cell-16
 def xavier_(
     module:nn.Module, # changed in place
 ) -> nn.Module: # the same module
@@ -93,7 +98,7 @@ def xavier_(
             for name, p in m.named_parameters(recurse=False): nn.init.xavier_uniform_(p) if p.ndim==2 else nn.init.zeros_(p)
     return module
 
-# %% ../nbs/30_slot_attention.ipynb #f6d5116f
+# %% ../nbs/30_slot_attention.ipynb #cell-18
 class InputProjection(nn.Sequential):
     "LayerNorm and a 2-layer MLP, from a backbone's width to the slots'."
     def __init__(self,
