@@ -23,7 +23,9 @@ def encode_png(
 ) -> bytes: # a PNG that gives the same numbers again
     "An image in colour, or instance numbers in grey of 8 or 16 bits."
     out = io.BytesIO()
-    if pixels.ndim==2: pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
+    if pixels.ndim==2:
+        if pixels.max() > 65535: raise SlotnbError(f'the id {pixels.max()} does not fit a PNG, which ends at 65535; number the instances from 1 up')
+        pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
     Image.fromarray(pixels).save(out, 'PNG'); return out.getvalue()
 
 def encode_json(
