@@ -40,15 +40,17 @@ def atomic_path(
     path:str|Path, # the file to write; its folder is made
 ):
     "Gives a temporary path beside `path`; it becomes `path` when the block ends well and vanishes when it does not."
-    path = Path(path); path.parent.mkdir(parents=True, exist_ok=True)
-    fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-    os.close(fd); tmp = Path(tmp)
+    path, tmp = Path(path), None
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+        os.close(fd); tmp = Path(tmp)
         yield tmp
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
     except OSError as e: raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
-    finally: tmp.unlink(missing_ok=True)
+    finally:
+        if tmp: tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #cell-17
 def write_json(

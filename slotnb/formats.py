@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'open_dataset', 'describe', 'info_text', 'info', 'write_kubric', 'convert', 'convert_data']
 
 # %% ../nbs/16_formats.ipynb #cell-2
-import os, shutil, tempfile
+import glob, shutil, tempfile
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,10 +100,16 @@ def info(
 @contextmanager
 def _whole_folder(path):
     "A folder that becomes `path` when the block ends well."
-    path.parent.mkdir(parents=True, exist_ok=True); tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
-    try: yield tmp; tmp.chmod(0o755); tmp.replace(path)
+    tmp = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f'.{glob.escape(path.name)}.*'): shutil.rmtree(left) # by a conversion that was killed
+        tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
+        yield tmp
+        tmp.chmod(0o755); tmp.replace(path)
     except OSError as e: raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
-    finally: shutil.rmtree(tmp, ignore_errors=True)
+    finally:
+        if tmp: shutil.rmtree(tmp, ignore_errors=True)
 
 def write_kubric(
     dataset:Dataset, # with truth
@@ -123,7 +129,7 @@ def write_kubric(
         insts = None
         with _whole_folder(folders[name]) as tmp:
             for s in map(dataset.read, entries):
-                new = [dict(material='') | i for i in s.instances]; insts = new if insts is None else insts
+                new = [i if {'material', 'material_label'} & i.keys() else dict(material='') | i for i in s.instances]; insts = new if insts is None else insts
                 if len(new)!=len(insts): raise SlotnbError(f"scene '{name}' of '{dataset.root}' has {len(insts)} instances in one frame and {len(new)} in another; convert it to webdataset")
                 insts = [{k: v for k, v in a.items() if k in b and encode_json(v)==encode_json(b[k])} for a, b in zip(insts, new)]
                 (tmp/f'rgba_{s.frame:05}.png').write_bytes(encode_png(s.image)); (tmp/f'segmentation_{s.frame:05}.png').write_bytes(encode_png(s.segmentation))
