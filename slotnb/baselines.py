@@ -5,25 +5,26 @@
 # %% auto #0
 __all__ = ['truth_masks', 'block_masks', 'kmeans_masks']
 
-# %% ../nbs/43_baselines.ipynb #f425b2b8
+# %% ../nbs/43_baselines.ipynb #cell-2
 import numpy as np, torch
 from sklearn.cluster import KMeans
 from .core import SlotnbError
 
-# %% ../nbs/43_baselines.ipynb #4f85d4bd
+# %% ../nbs/43_baselines.ipynb #cell-9
 def truth_masks(
-    segmentation:np.ndarray, # (H W) ints, 0 = background; H and W are multiples of the grid's
+    segmentation:np.ndarray, # (H W) ints, 0 = background; H and W are at least the grid's
     grid:tuple[int, int], # (h, w) patches
     soft:bool=False, # True: the share of the patch that each segment has; False: all to the largest
 ) -> np.ndarray: # (k n) masks that sum to 1 over k; k = largest id + 1
     "The true segments as a model's masks could best show them: the ceiling of the grid."
     (H, W), (h, w) = segmentation.shape, grid
-    if H % h or W % w: raise SlotnbError(f'a {H}x{W} segmentation does not divide into {h}x{w} patches')
-    patches = segmentation.reshape(h, H//h, w, W//w).swapaxes(1, 2).reshape(h*w, -1)
-    share = np.stack([(patches == i).mean(1) for i in range(segmentation.max() + 1)])
+    if H < h or W < w: raise SlotnbError(f'a {H}x{W} segmentation does not divide into {h}x{w} patches')
+    patch = (np.arange(H)*h//H)[:, None]*w + np.arange(W)*w//W
+    k = int(segmentation.max()) + 1
+    share = np.bincount((segmentation*h*w + patch).ravel(), minlength=k*h*w).reshape(k, h*w)/np.bincount(patch.ravel())
     return share if soft else np.eye(len(share))[:, share.argmax(0)]
 
-# %% ../nbs/43_baselines.ipynb #56e48607
+# %% ../nbs/43_baselines.ipynb #cell-12
 def block_masks(
     grid:tuple[int, int], # (h, w) patches
     rows:int=3, # blocks from top to bottom
@@ -35,7 +36,7 @@ def block_masks(
     block = (np.arange(h)*rows//h)[:, None]*cols + np.arange(w)*cols//w
     return np.eye(rows*cols)[:, block.ravel()]
 
-# %% ../nbs/43_baselines.ipynb #0e3ee66a
+# %% ../nbs/43_baselines.ipynb #cell-15
 def kmeans_masks(
     feats:torch.Tensor|np.ndarray, # (n d) features of one image
     k:int=11, # clusters; 11 as the model has slots

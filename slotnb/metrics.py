@@ -6,7 +6,7 @@
 __all__ = ['contingency', 'table_ari', 'ari', 'fg_ari', 'table_iou', 'best_overlap', 'mbo', 'table_miou', 'miou', 'hard_masks',
            'evaluate_scene', 'evaluate_labels', 'evaluate_masks']
 
-# %% ../nbs/41_metrics.ipynb #22c16a13
+# %% ../nbs/41_metrics.ipynb #cell-2
 import math
 from typing import Iterable, Sequence
 import numpy as np, pandas as pd, torch
@@ -14,7 +14,7 @@ from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import interpolate
 from .core import SlotnbError
 
-# %% ../nbs/41_metrics.ipynb #6eae5c8a
+# %% ../nbs/41_metrics.ipynb #cell-10
 def contingency(
     true:np.ndarray, # (h w) ints, 0 = background
     pred:np.ndarray, # (h w) ints, the predicted segment of each pixel; the numbers themselves mean nothing
@@ -26,7 +26,7 @@ def contingency(
     n_true, n_pred = int(true.max()) + 1, int(pred.max()) + 1
     return np.bincount(true.ravel()*n_pred + pred.ravel(), minlength=n_true*n_pred).reshape(n_true, n_pred)
 
-# %% ../nbs/41_metrics.ipynb #4be288d5
+# %% ../nbs/41_metrics.ipynb #cell-11
 def _labels(x, name):
     "`x` as int64 labels; soft masks and negative numbers are refused."
     x = np.asarray(x)
@@ -34,7 +34,7 @@ def _labels(x, name):
         raise SlotnbError(f'{name} must be an array of whole numbers from 0 up, got {x.dtype} of shape {x.shape}; see hard_masks')
     return x.astype(np.int64)
 
-# %% ../nbs/41_metrics.ipynb #d4ba107e
+# %% ../nbs/41_metrics.ipynb #cell-15
 def table_ari(
     table:np.ndarray, # (n_true, n_pred) pixel counts
 ) -> float: # at most 1; 0 for chance; NaN for an empty table
@@ -46,7 +46,7 @@ def table_ari(
     if both == true == pred: return 1.          # the same partition, and the 0/0 of a single segment or single pixels
     return 2*(both*every - true*pred)/((true + pred)*every - 2*true*pred)
 
-# %% ../nbs/41_metrics.ipynb #48da4a73
+# %% ../nbs/41_metrics.ipynb #cell-16
 def ari(
     true:np.ndarray, # (h w) ints, 0 = background
     pred:np.ndarray, # (h w) ints
@@ -61,7 +61,7 @@ def fg_ari(
     "Adjusted Rand index over the pixels of objects only, as the field reports it."
     return table_ari(contingency(true, pred)[1:])
 
-# %% ../nbs/41_metrics.ipynb #911b4492
+# %% ../nbs/41_metrics.ipynb #cell-23
 def table_iou(
     table:np.ndarray, # (n_true, n_pred) pixel counts
 ) -> np.ndarray: # (n_true - 1, n_pred); row `i` is object `i + 1`, NaN where no pixel of it can be seen
@@ -70,7 +70,7 @@ def table_iou(
     union = size + table.sum(0, keepdims=True) - table
     return np.where(size > 0, table/np.maximum(union, 1), np.nan)[1:]
 
-# %% ../nbs/41_metrics.ipynb #8366c4d1
+# %% ../nbs/41_metrics.ipynb #cell-24
 def best_overlap(
     true:np.ndarray, # (h w) ints, 0 = background
     pred:np.ndarray, # (h w) ints
@@ -85,7 +85,7 @@ def mbo(
     "Mean best overlap over the objects of a scene (Pont-Tuset et al. 2015)."
     return _mean(best_overlap(true, pred))
 
-# %% ../nbs/41_metrics.ipynb #1901b279
+# %% ../nbs/41_metrics.ipynb #cell-25
 def table_miou(
     table:np.ndarray, # (n_true, n_pred) pixel counts
 ) -> float: # 0 to 1; NaN where the scene has no object
@@ -100,13 +100,13 @@ def miou(
     "Mean IoU over the objects of a scene after Hungarian matching."
     return table_miou(contingency(true, pred))
 
-# %% ../nbs/41_metrics.ipynb #e975a148
+# %% ../nbs/41_metrics.ipynb #cell-26
 def _mean(x):
     "The mean of what is there; NaN, without a warning, where nothing is."
     x = np.asarray(x, float); x = x[~np.isnan(x)]
     return float(x.mean()) if x.size else math.nan
 
-# %% ../nbs/41_metrics.ipynb #1d38f0f2
+# %% ../nbs/41_metrics.ipynb #cell-32
 def hard_masks(
     masks:torch.Tensor|np.ndarray, # (k n) soft masks of one image, slots first
     size:tuple[int, int], # (H, W) of the image
@@ -120,7 +120,7 @@ def hard_masks(
     if not masks.isfinite().all(): raise SlotnbError('masks hold NaN or infinity; the model has diverged')
     return interpolate(masks.view(1, -1, h, w), size, mode='bilinear', align_corners=False)[0].argmax(0).numpy()
 
-# %% ../nbs/41_metrics.ipynb #24e0c92b
+# %% ../nbs/41_metrics.ipynb #cell-38
 def evaluate_scene(
     true:np.ndarray, # (h w) ints, 0 = background
     pred:np.ndarray, # (h w) ints
@@ -135,19 +135,19 @@ def evaluate_scene(
     is_of = np.array(materials, dtype=object)[:len(best)]
     return res | {f'best_overlap_{m}': _mean(best[is_of == m]) for m in ('metal', 'rubber')}
 
-# %% ../nbs/41_metrics.ipynb #4b6246e8
+# %% ../nbs/41_metrics.ipynb #cell-41
 def evaluate_labels(
     scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, frame, segmentation, materials
     labels:Sequence[np.ndarray], # one (H W) of ints a scene
     source:str, # where the segments are from, e.g. 'attn', 'masks' or 'refined'; it ends every column
 ) -> pd.DataFrame: # scene, frame, then `ari_{source}`, `fg_ari_{source}`, ...; fractions, one row a scene
     "Score segments against the segmentations at the images' own resolution."
-    scenes = list(scenes)
+    scenes = _with_truth(scenes)
     if len(scenes) != len(labels): raise SlotnbError(f'{len(labels)} segmentations for {len(scenes)} scenes')
     return pd.DataFrame([dict(scene=s.name, frame=s.frame)
         | {f'{k}_{source}': v for k, v in evaluate_scene(s.segmentation, l, s.materials).items()} for s, l in zip(scenes, labels)])
 
-# %% ../nbs/41_metrics.ipynb #12f667ad
+# %% ../nbs/41_metrics.ipynb #cell-42
 def evaluate_masks(
     scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, frame, segmentation, materials
     masks:Sequence[torch.Tensor|np.ndarray], # (b k n), or one (k n) a scene where k differs
@@ -155,6 +155,13 @@ def evaluate_masks(
     grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
 ) -> pd.DataFrame: # as `evaluate_labels`
     "Score soft masks, enlarged to the images' resolution."
-    scenes = list(scenes)
+    scenes = _with_truth(scenes)
     if len(scenes) != len(masks): raise SlotnbError(f'{len(masks)} sets of masks for {len(scenes)} scenes')
     return evaluate_labels(scenes, [hard_masks(m, s.segmentation.shape, grid) for s, m in zip(scenes, masks)], source)
+
+# %% ../nbs/41_metrics.ipynb #cell-43
+def _with_truth(scenes):
+    "As a list; one without a segmentation is named."
+    for s in (scenes := list(scenes)):
+        if s.segmentation is None: raise SlotnbError(f"scene '{s.name}' has no truth: ARI, FG-ARI, mBO and mIoU need masks; give data with masks, or look at FVU and slot statistics")
+    return scenes

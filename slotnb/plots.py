@@ -6,7 +6,7 @@
 __all__ = ['PALETTE', 'palette', 'colorize', 'overlay', 'match_colors', 'panels', 'contact_sheet', 'mask_grid', 'pca_rgb',
            'pca_image', 'stamp']
 
-# %% ../nbs/40_plots.ipynb #2cbd8695
+# %% ../nbs/40_plots.ipynb #cell-2
 import math
 from typing import Iterable, Sequence
 import matplotlib.pyplot as plt, numpy as np, torch
@@ -15,11 +15,11 @@ from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
 
-# %% ../nbs/40_plots.ipynb #3fac4473
+# %% ../nbs/40_plots.ipynb #cell-10
 PALETTE = ('#b8b8b8 #0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #f0e442 #78003c #8700ff #0000c3 #00ffe1 #5a5a1e #c30087 '
            '#9678ff #5a0f96 #5ad278 #f000d2 #ff2d69 #2d3c69 #874b5a #c3002d #ffd2a5 #96e1ff #5a4bb4').split()
 
-# %% ../nbs/40_plots.ipynb #9b3eed2a
+# %% ../nbs/40_plots.ipynb #cell-11
 def palette(
     k:int, # colours wanted
     background:bool=True, # start with the grey of the background
@@ -29,7 +29,7 @@ def palette(
     cycled = colors[np.arange(k - background)%len(colors)]
     return np.vstack([to_rgb(PALETTE[0]), cycled]) if background else cycled
 
-# %% ../nbs/40_plots.ipynb #215419c6
+# %% ../nbs/40_plots.ipynb #cell-15
 def colorize(
     labels:np.ndarray, # (h w) ints
     colors:np.ndarray|None=None, # (k) the number in the palette of each label, from `match_colors`; None: label i has colour i
@@ -50,7 +50,7 @@ def overlay(
     out[_border(labels)] = 1
     return out
 
-# %% ../nbs/40_plots.ipynb #3e3d2aea
+# %% ../nbs/40_plots.ipynb #cell-16
 def _border(labels):
     "(h w) bool: pixels whose right or lower neighbour has another label."
     edge = np.zeros(labels.shape, bool)
@@ -58,7 +58,7 @@ def _border(labels):
     edge[:-1] |= labels[:-1] != labels[1:]
     return edge
 
-# %% ../nbs/40_plots.ipynb #376cca5f
+# %% ../nbs/40_plots.ipynb #cell-18
 def match_colors(
     true:np.ndarray, # (h w) ints, 0 = background
     pred:np.ndarray, # (h w) ints
@@ -75,7 +75,7 @@ def match_colors(
     colors[colors < 0] = n + np.arange((colors < 0).sum())
     return colors
 
-# %% ../nbs/40_plots.ipynb #35f6ce46
+# %% ../nbs/40_plots.ipynb #cell-21
 def panels(
     images:Sequence[np.ndarray], # (h w 3) RGB, or (h w) from 0 to 1, shown in grey
     titles:Sequence[str]=(), # one an image, or fewer
@@ -93,21 +93,21 @@ def panels(
         if i < len(titles): ax.set_title(titles[i], fontsize=8)
     return fig
 
-# %% ../nbs/40_plots.ipynb #5fa28810
+# %% ../nbs/40_plots.ipynb #cell-24
 def contact_sheet(
     scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, image, segmentation
     cols:int=6, # scenes a row
     size:float=1.6, # inches a scene
 ) -> Figure:
-    "Each scene as an image beside its segmentation."
+    "Each scene as an image beside its segmentation, where it has one."
     scenes = list(scenes)
     cols = min(cols, len(scenes))
-    pairs = [np.hstack([s.image/255, overlay(s.image, s.segmentation)]) for s in scenes]
+    pairs = [s.image/255 if s.segmentation is None else np.hstack([s.image/255, overlay(s.image, s.segmentation)]) for s in scenes]
     fig = panels(pairs, [s.name for s in scenes], cols, size)
-    fig.set_size_inches(cols*2*size, math.ceil(len(scenes)/cols)*(size + .25))
+    fig.set_size_inches(cols*size*(1 if all(s.segmentation is None for s in scenes) else 2), math.ceil(len(scenes)/cols)*(size + .25))
     return fig
 
-# %% ../nbs/40_plots.ipynb #bf873365
+# %% ../nbs/40_plots.ipynb #cell-27
 def mask_grid(
     scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, image, segmentation
     masks:Sequence[torch.Tensor|np.ndarray], # (b k n) soft masks, shown on their own grid
@@ -115,26 +115,27 @@ def mask_grid(
     grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
     size:float=1.1, # inches a panel
 ) -> Figure:
-    "A row a scene: image, truth, segments, then the soft mask of each slot, framed in the colour of its segment."
-    rows, frames = [], []
+    "A row a scene: image, truth (where all have one), segments, then the soft mask of each slot, framed in the colour of its segment."
+    rows, frames, scenes = [], [], list(scenes)
+    truth = all(s.segmentation is not None for s in scenes)
     for s, m, h in zip(scenes, masks, hard, strict=True):
-        m = _on_grid(m, grid); colors = match_colors(s.segmentation, h, len(m))
-        rows.append([s.image/255, colorize(s.segmentation), overlay(s.image, h, colors), *m])
-        frames.append([None]*3 + list(palette(int(colors.max()) + 1)[colors]))
-    titles = ['image', 'truth', 'segments', *(f'slot {i}' for i in range(len(rows[0]) - 3))]
+        m = _on_grid(m, grid); colors = match_colors(s.segmentation, h, len(m)) if truth else np.arange(len(m)) + 1
+        rows.append([s.image/255, *([colorize(s.segmentation)] if truth else []), overlay(s.image, h, colors), *m])
+        frames.append([None]*(2 + truth) + list(palette(int(colors.max()) + 1)[colors]))
+    titles = ['image', *(['truth'] if truth else []), 'segments', *(f'slot {i}' for i in range(len(rows[0]) - 2 - truth))]
     fig = panels([p for r in rows for p in r], titles, len(titles), size)
     for ax, c in zip(fig.axes, [c for f in frames for c in f]):
         if c is not None: ax.spines[:].set(color=c, linewidth=2.5, visible=True)
     return fig
 
-# %% ../nbs/40_plots.ipynb #a03f9157
+# %% ../nbs/40_plots.ipynb #cell-28
 def _on_grid(x, grid):
     "(k n) to (k h w) on the CPU."
     x = torch.as_tensor(x).detach().float().cpu().numpy(); h, w = grid or (math.isqrt(x.shape[-1]),)*2
     if h*w != x.shape[-1]: raise SlotnbError(f'{x.shape[-1]} patches do not fill a {h}x{w} grid; give grid=(h, w)')
     return x.reshape(-1, h, w)
 
-# %% ../nbs/40_plots.ipynb #c860be9e
+# %% ../nbs/40_plots.ipynb #cell-33
 def pca_rgb(
     feats:torch.Tensor|np.ndarray, # (n d) features of one image
     grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
@@ -154,7 +155,7 @@ def pca_image(
     "Images above, their features as colours below."
     return panels([i/255 for i in images] + [pca_rgb(f, grid) for f in feats], cols=len(images))
 
-# %% ../nbs/40_plots.ipynb #24a4a554
+# %% ../nbs/40_plots.ipynb #cell-38
 def stamp(
     fig:Figure, # any figure
     text:str='RANDOM WEIGHTS', # what to write across

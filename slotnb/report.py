@@ -6,12 +6,11 @@
 __all__ = ['PERCENT', 'load_runs', 'label', 'results_table', 'load_curves', 'load_features', 'plot_curves', 'mark', 'plot_scores',
            'plot_masks', 'plot_refined', 'plot_materials', 'build_report']
 
-# %% ../nbs/52_report.ipynb #6e783cbe
+# %% ../nbs/52_report.ipynb #cell-2
 import os
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, seaborn as sns
 from .core import SlotnbError, atomic_path, read_json
-from .data import KubricFolders
 from .metrics import hard_masks
 from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
@@ -116,7 +115,7 @@ def plot_scores(
     fig.tight_layout(); plt.close(fig)
     return mark(fig, data.label)
 
-# %% ../nbs/52_report.ipynb #cf633f6f
+# %% ../nbs/52_report.ipynb #cell-14
 def plot_masks(
     run_dir:str|Path, # a finished run
     scenes:list, # of `slotnb.data.Sample`, the test scenes in order
@@ -126,21 +125,22 @@ def plot_masks(
     "Image, truth, segments and every slot's soft mask of some test scenes."
     tensors, _ = load_tensors(Path(run_dir)/'test_masks.safetensors')
     chosen, masks = [scenes[i] for i in ids], tensors[source][ids].float()
-    fig = mask_grid(chosen, masks, [hard_masks(m, s.segmentation.shape) for m, s in zip(masks, chosen)])
+    fig = mask_grid(chosen, masks, [hard_masks(m, s.image.shape[:2]) for m, s in zip(masks, chosen)])
     return mark(fig, [label(read_json(Path(run_dir)/'config.json'))])
 
-# %% ../nbs/52_report.ipynb #45741d0f
+# %% ../nbs/52_report.ipynb #cell-15
 def plot_refined(
     run_dir:str|Path, # a finished run
     scenes:list, # of `slotnb.data.Sample`, the test scenes in order
     ids:list[int], # which of them
 ) -> plt.Figure:
-    "Image, truth, and slot attention's masks refined by the image, one scene a column."
+    "Image, truth (where all have one), and slot attention's masks refined by the image, one scene a column."
     attn = load_tensors(Path(run_dir)/'test_masks.safetensors')[0]['attn'].float()
     chosen = [scenes[i] for i in ids]
     segments = [refine_masks(s.image, attn[i]) for i, s in zip(ids, chosen)]
-    colored = [overlay(s.image, l, match_colors(s.segmentation, l)) for s, l in zip(chosen, segments)]
-    rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen] + colored
+    truth = all(s.segmentation is not None for s in chosen)
+    colored = [overlay(s.image, l, match_colors(s.segmentation, l) if truth else np.arange(l.max() + 1) + 1) for s, l in zip(chosen, segments)]
+    rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen if truth] + colored
     return mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [label(read_json(Path(run_dir)/'config.json'))])
 
 # %% ../nbs/52_report.ipynb #709f3799
@@ -156,7 +156,7 @@ def plot_materials(
     ax.set(xlabel='mean best overlap of an object (IoU, %)', ylabel=''); fig.tight_layout(); plt.close(fig)
     return mark(fig, long.label)
 
-# %% ../nbs/52_report.ipynb #93677e73
+# %% ../nbs/52_report.ipynb #cell-18
 def build_report(
     runs_dir:str|Path='runs', # of a sweep
     out:str|Path='reports/_build/ta_report.html', # the page; the executed notebook is put beside it
@@ -165,7 +165,8 @@ def build_report(
     "Execute the report notebook over the runs and write it as one HTML file."
     import papermill as pm
     from nbconvert import HTMLExporter
-    load_runs(runs_dir) # nothing to report is said here, not by a notebook's traceback
+    if 'ari_attn' not in load_runs(runs_dir): # said here, not by a notebook's traceback
+        raise SlotnbError(f"the runs in '{runs_dir}' have no truth, and the report compares ARI and mBO, which need masks; see result.json and run.ipynb of each run")
     if not Path(notebook).is_file(): raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
     out = Path(out); out.parent.mkdir(parents=True, exist_ok=True)
     done = out.with_suffix('.ipynb')

@@ -6,7 +6,7 @@
 __all__ = ['declared_parameters', 'check_parameters', 'plan_runs', 'run_status', 'score_floors', 'run_all', 'SweepConfig',
            'parse_settings', 'sweep']
 
-# %% ../nbs/51_sweep.ipynb #3dd57da8
+# %% ../nbs/51_sweep.ipynb #cell-2
 import json, os, shutil, subprocess, sys, time
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -16,8 +16,8 @@ from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, kmeans_masks, truth_masks
 from .core import SlotnbError, cache_dir, read_json, write_json
-from .data import KubricFolders
 from .features import extract
+from .formats import open_dataset
 from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
 from .train import TrainConfig, prepare
@@ -74,21 +74,23 @@ def _epochs_done(config):
     try: return max(0, (config.run_dir/'metrics.csv').read_bytes().count(b'\n') - 1)
     except FileNotFoundError: return 0
 
-# %% ../nbs/51_sweep.ipynb #6c65f903
+# %% ../nbs/51_sweep.ipynb #cell-13
 def score_floors(
     backbone:str, # whose features k-means gets
     config:TrainConfig, # data, resolution and grid
     seeds:list[int], # of k-means
     show_progress:bool=True,
 ) -> pd.DataFrame: # one row a method and seed; fractions
-    "What masks score that nobody trained."
-    scenes, grid = list(KubricFolders(config.data_dir, 'test', config.max_frames)), (config.grid_size,)*2
+    "What masks score that nobody trained; no row where the test scenes have no truth."
+    test, grid = open_dataset(config.data_dir, 'test', config.max_frames, progress=show_progress), (config.grid_size,)*2
+    if not test.has_truth: return pd.DataFrame(columns=['method', 'seed'])
+    scenes = list(test)
     kw = dict(resolution=config.resolution, grid_size=config.grid_size, device=config.device)
     nets = {f'k-means on {backbone}': ViTBackbone(backbone, config.weights, config.layer, config.final_norm, **kw),
             'k-means on RANDOM WEIGHTS dino_vits16': ViTBackbone('dino_vits16', 'random', **kw | dict(resolution=config.resolution//16*16))}
     ways = {'12 fixed blocks': lambda s: [block_masks(grid)]*len(scenes), 'truth on the grid': lambda s: [truth_masks(x.segmentation, grid) for x in scenes]}
     for name, net in nets.items():
-        feats = extract(net, KubricFolders(config.data_dir, 'test', config.max_frames), show_progress=show_progress).feats
+        feats = extract(net, test, show_progress=show_progress).feats
         ways[name] = lambda s, feats=feats: [kmeans_masks(f, config.num_slots, s) for f in feats]
     rows = []
     for name, masks in ways.items():

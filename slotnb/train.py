@@ -7,7 +7,7 @@ __all__ = ['RULES', 'TrainConfig', 'RunData', 'prepare', 'lr_at', 'train_epoch',
            'load_tensors', 'load_into', 'build', 'versions', 'RunState', 'save_best', 'fit', 'Run', 'load_run',
            'evaluate']
 
-# %% ../nbs/50_train.ipynb #ab1ec7b1
+# %% ../nbs/50_train.ipynb #cell-2
 import csv, logging, math, platform, time
 from dataclasses import asdict, dataclass, fields, replace
 from importlib.metadata import version
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 from .backbones import ViTBackbone
 from .core import SlotnbError, atomic_path, default_device, generator, read_json, write_json
-from .data import KubricFolders
+from .formats import open_dataset
 from .diagnostics import collapse, feature_stats, slot_stats
 from .features import extract
 from .losses import feature_mse, fvu, slot_cosine
@@ -29,12 +29,12 @@ from .model import ModelOutput, SlotAutoencoder
 from .normalizer import Normalizer
 from .refine import refine_masks
 
-# %% ../nbs/50_train.ipynb #7409dbad
+# %% ../nbs/50_train.ipynb #cell-5
 @dataclass(frozen=True)
 class TrainConfig:
     "Train slot attention on the frozen features of a backbone and score it on the test scenes."
     backbone:str = 'dinov2_vits14'  # dinov2_vits14, dino_vits16 or clip_vitb16
-    data_dir:str = 'data/movi_a_subset'  # folder with train/ and test/, each of Kubric scenes
+    data_dir:str = 'data/movi_a_subset'  # with the splits train and test: Kubric folders, images, videos, .tar shards or MOVi records
     save_dir:str = 'checkpoints'  # the run goes to save_dir/backbone
     weights:str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
     layer:int = -1  # block of the backbone whose tokens are taken; -1 is the last
@@ -87,7 +87,7 @@ RULES = (
     ('decoder', lambda v: v in ('attention', 'mlp'), 'attention or mlp'),
 )
 
-# %% ../nbs/50_train.ipynb #3a89fcc6
+# %% ../nbs/50_train.ipynb #cell-9
 class RunData(NamedTuple):
     "Features of a run in the backbone's units; `feature_std` has been applied."
     train:Tensor # (s n d)
@@ -101,7 +101,7 @@ def prepare(
     show_progress:bool=True, # a bar while features are computed
 ) -> RunData:
     "Read the scenes, find or compute their features, hold some out."
-    data = {split: KubricFolders(config.data_dir, split, config.max_frames) for split in ('train', 'test')}
+    data = {split: open_dataset(config.data_dir, split, config.max_frames, progress=show_progress) for split in ('train', 'test')}
     num_val = max(1, round(config.val_fraction*len(data['train'])))
     num_train = len(data['train']) - num_val
     if config.batch_size > num_train:
@@ -343,19 +343,21 @@ def load_run(
     norm.fitted = True
     return Run(config, book['backbone'], model.eval(), norm, tensors['scale'].item(), int(meta['epoch']))
 
-# %% ../nbs/50_train.ipynb #90704adc
+# %% ../nbs/50_train.ipynb #cell-26
 def evaluate(
     run_dir:str|Path, # a trained run
     show_progress:bool=True, # a bar if features have to be computed
 ) -> dict: # also written to result.json; test_scenes.csv has one row a scene
     "Score the best checkpoint on the test scenes: slot attention's masks, the decoder's, and slot attention's refined by the image."
     run_dir = Path(run_dir); run = load_run(run_dir)
-    data, scenes = prepare(run.config, show_progress), list(KubricFolders(run.config.data_dir, 'test', run.config.max_frames))
+    data, test = prepare(run.config, show_progress), open_dataset(run.config.data_dir, 'test', run.config.max_frames, progress=show_progress)
+    scenes = list(test)
     out, target = run.predict(data.test), run.normalizer(data.test)
     common = Normalizer('instance'); stats = common.stats(data.test)
     back = run.normalizer.inverse(out.recon, run.normalizer.stats(data.test))
-    tables = [evaluate_masks(scenes, out.attn, 'attn'), evaluate_masks(scenes, out.masks, 'masks'),
-              evaluate_labels(scenes, [refine_masks(s.image, m) for s, m in zip(scenes, out.attn)], 'refined')]
+    tables = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])]
+    if test.has_truth: tables += [evaluate_masks(scenes, out.attn, 'attn'), evaluate_masks(scenes, out.masks, 'masks'),
+                                  evaluate_labels(scenes, [refine_masks(s.image, m) for s, m in zip(scenes, out.attn)], 'refined')]
     by_scene = pd.concat([t.set_index(['scene', 'frame']) for t in tables], axis=1)
     with atomic_path(run_dir/'test_scenes.csv') as tmp: by_scene.to_csv(tmp)
     rows = pd.read_csv(run_dir/'metrics.csv')
@@ -363,7 +365,7 @@ def evaluate(
     usage = slot_stats(out.slots, out.masks)
     result = dict(best_epoch=run.epoch, best_loss=rows.mse.min(), best_val_mse=rows.val_mse.min(), test_mse=feature_mse(out.recon, target).item(),
         test_fvu=fvu(out.recon, target).item(), test_fvu_instance=fvu((back - stats.mean)/(stats.std + 1e-6), common(data.test)).item(),
-        seconds_per_epoch=seconds.median(), train_scenes=len(data.train), raw_std=data.train.std().item()) | usage | by_scene.mean().to_dict()
+        seconds_per_epoch=seconds.median(), train_scenes=len(data.train), raw_std=data.train.std().item()) | usage | by_scene.mean().dropna().to_dict()
     result['collapse'] = collapse(usage | dict(fvu=result['test_fvu']))
     raw, normalised = (torch.cat(list(d)) for d in ((data.train, data.val), (run.normalizer(data.train), run.normalizer(data.val))))
     write_json(run_dir/'features.json', dict(raw=feature_stats(raw), normalised=feature_stats(normalised)))

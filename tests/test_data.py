@@ -62,7 +62,7 @@ BROKEN = {
     'metadata.json is missing': lambda f: (f/'metadata.json').unlink(),
     'not valid JSON': lambda f: metadata(f, '{"instances": ['),
     "no list 'instances'": lambda f: metadata(f, '[]'),
-    "instance 0 has neither 'material'": lambda f: metadata(f, '{"instances": [{"shape": "cube"}]}'),
+    "instance 0 has neither 'material'": lambda f: metadata(f, '{"instances": [{"shape": "cube"}, {"shape": "cube"}]}'),
     'lists 1 instances, but its segmentation has the id 2': lambda f: metadata(f, '{"instances": [{"material": "metal"}]}'),
     'segmentation_00000.png is missing': lambda f: (f/'segmentation_00000.png').unlink(),
     'must be of one size': lambda f: Image.fromarray(SEG[::2]).save(f/'segmentation_00000.png'),

@@ -8,10 +8,11 @@ from conftest import ROOT
 ALLOWED = dict(
     core='', render='core', data='core', plots='core', metrics='core', refine='core', baselines='core', normalizer='core', losses='core',
     backbones='core', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
+    images='core data', shards='core data images', video='core data images', movi='core data', formats='core data plots images shards video movi',
     features='core backbones data', model='core slot_attention decoder',
-    train='core data backbones features normalizer losses metrics refine diagnostics model',
-    sweep='core data backbones features metrics refine baselines train', report='core data metrics plots refine train',
-    cli='core data backbones features normalizer diagnostics render sweep report train',
+    train='core formats backbones features normalizer losses metrics refine diagnostics model',
+    sweep='core formats backbones features metrics refine baselines train', report='core metrics plots refine train',
+    cli='core data formats backbones features normalizer diagnostics render sweep report train',
 )
 MODULES = sorted(p.stem for p in (ROOT/'slotnb').glob('[a-z]*.py'))
 
