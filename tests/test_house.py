@@ -6,13 +6,14 @@ from conftest import ROOT
 
 # a module may import those on its right, and no others
 ALLOWED = dict(
-    core='', render='core', data='core', plots='core', metrics='core', refine='core', baselines='core', normalizer='core', losses='core',
-    backbones='core', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
+    core='', physics='core', render='core physics', data='core', plots='core', metrics='core', refine='core', baselines='core', normalizer='core', losses='core',
     images='core data', shards='core data images', video='core data images', movi='core data', formats='core data plots images shards video movi',
+    weights='core', backbones='core weights', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
     features='core backbones data', model='core slot_attention decoder',
+    feature_card='core data plots metrics baselines diagnostics normalizer features backbones',
     train='core formats backbones features normalizer losses metrics refine diagnostics model',
     sweep='core formats backbones features metrics refine baselines train', report='core metrics plots refine train',
-    cli='core data formats backbones features normalizer diagnostics render sweep report train',
+    cli='core data formats backbones features normalizer diagnostics feature_card render sweep report train',
 )
 MODULES = sorted(p.stem for p in (ROOT/'slotnb').glob('[a-z]*.py'))
 
