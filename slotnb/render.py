@@ -274,6 +274,7 @@ def _claim(
     if made is None: # scenes without a render.json: the first one's flags tell most of it
         first = next(iter(sorted((out_dir/split).glob('scene_*/metadata.json'))), None)
         flags = read_json(first).get('flags', {}) if first else {}
+        flags['frames'] = flags.get('num_frames')
         file, made = first, dict(metal='committed') | {k: flags[k] for k in settings if k in flags} if first else {}
     for k in made:
         if made[k] != settings.get(k):
@@ -359,7 +360,9 @@ def render(
     tasks = []
     for s, flags in kinds.items():
         share = flags[0].get('metal', 'committed')
-        _claim(out_dir, s, dict(common, metal=share, samples=samples, depth=depth, normals=normals, mujoco=mj.__version__, mitsuba=mi.__version__))
+        made_with = dict(mujoco=mj.__version__, mitsuba=mi.__version__)
+        _claim(out_dir, s, dict(seed=seed, size=size, frames=frames, min_pixels=min_pixels, metal=share, samples=samples,
+                                depth=depth, normals=normals, **made_with))
         tasks += [(out_dir/s/f'scene_{i:04d}', dict(common, split=s, index=i, **f), samples, depth, normals) for i, f in enumerate(flags)]
     todo = [t for t in tasks if not t[0].exists()]
     workers = min(workers, len(todo))

@@ -212,9 +212,8 @@ def nothing_is_drawn(monkeypatch):
 def test_other_settings_are_refused_by_name(field, value, nothing_is_drawn, tmp_path):
     same = dict(scenes=2, size=32, samples=4, progress=False)
     assert [r.render(tmp_path, **same), r.render(tmp_path, **same), r.render(tmp_path, **same | dict(scenes=3))] == [2, 0, 1]
-    name = dict(frames='num_frames').get(field, field)
     if field == 'size': same['min_pixels'] = 1
-    with pytest.raises(SlotnbError, match=rf'render.json: train was made with {name} .*; give the same {name}'): r.render(tmp_path, **same | {field: value})
+    with pytest.raises(SlotnbError, match=rf'render.json: train was made with {field} .*; give the same {field}'): r.render(tmp_path, **same | {field: value})
     assert r.render(tmp_path, split='test', **same | {field: value}) == 2 # another split may differ
     assert set(read_json(tmp_path/'render.json')) == {'train', 'test'}
 
