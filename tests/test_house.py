@@ -9,6 +9,7 @@ ALLOWED = dict(
     core='', render='core', data='core', plots='core', metrics='core', refine='core', baselines='core', normalizer='core', losses='core',
     backbones='core', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
     features='core backbones data', model='core slot_attention decoder',
+    feature_card='core data plots metrics baselines diagnostics normalizer features backbones',
     train='core data backbones features normalizer losses metrics refine diagnostics model',
     sweep='core data backbones features metrics refine baselines train', report='core data metrics plots refine train',
     cli='core data backbones features normalizer diagnostics render sweep report train',
