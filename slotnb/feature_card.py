@@ -75,14 +75,15 @@ def fit_embedding(
     labels:np.ndarray, # (s n) ints, from `patch_labels`; the same number in two scenes is not the same object
     dim:int=16, # directions kept
     shrinkage:float=.1, # of the covariance within objects
-) -> LinearDiscriminantAnalysis: # its `transform` maps tokens, centred by image, to `dim` numbers
+): # a fitted pipeline; its `transform` maps tokens, centred by image, to `dim` numbers
     "Fisher's discriminant: patches of one object near, those of other objects of its image far."
     x, y = _centred(feats), (labels + (labels.max() + 1)*np.arange(len(labels))[:, None]).ravel()
     _, inverse, count = np.unique(y, return_inverse=True, return_counts=True)
     keep = count[inverse] > 1 # one patch has no spread
     classes = int((count > 1).sum())
     if classes < 2: raise SlotnbError('the linear embedding needs at least two objects of two patches in the training scenes')
-    return LinearDiscriminantAnalysis(solver='eigen', shrinkage=shrinkage, n_components=min(dim, classes - 1, x.shape[1])).fit(x[keep], y[keep])
+    fisher = LinearDiscriminantAnalysis(solver='eigen', shrinkage=shrinkage, n_components=min(dim, classes - 1, x.shape[1]))
+    return make_pipeline(StandardScaler(), fisher).fit(x[keep], y[keep])
 
 def foreground_iou(
     train:Tensor, # (s n d)
@@ -216,7 +217,7 @@ def _draw_cosines(ax, card):
     ax.set(ylabel='mean cosine', title='all patches of an image, and neighbours (no truth: no scores)'); ax.legend(fontsize=7, frameon=False)
 
 # %% ../nbs/24_feature_card.ipynb #cell-24
-WAYS = dict(kmeans='k-means, k={k:.0f}', kmeans_true_k='k-means, true k', probe='linear probe, true k') # columns of the card: how masks were made
+WAYS = dict(kmeans='k-means, k={k:.0f}', probe='linear probe, k={k:.0f}', probe_true_k='linear probe, true k') # columns of the card: how masks were made
 
 def feature_card(
     feats:Tensor, # (s n d) of the scenes that are described and scored
@@ -237,7 +238,7 @@ def feature_card(
     notes, true, train = _usable(scenes, train_scenes, len(seeds))
     truth = _Truth(feats, scenes, true, train_feats, train_scenes, train, grid)
     rows, spectra, masks = {}, {}, {}
-    ways = len(WAYS) if train else len(WAYS) - 1
+    ways = len(WAYS) if train else 1
     with tqdm(total=len(Normalizer.kinds)*(1 + (ways*len(seeds) if true else 0)), desc='feature card', unit='step', disable=not show_progress) as bar:
         for kind in Normalizer.kinds:
             norm = Normalizer(kind, d).fit(feats if train_feats is None else train_feats)
@@ -282,10 +283,11 @@ def _describe(x, variance, grid):
 def _score(truth, norm, k, seeds, masks, bar):
     "Scores of each way with mean and std over seeds; the masks of the first seed are put into `masks`."
     x, row = norm(truth.feats), {}
-    ways = dict(kmeans=(x, [k]*len(x)), kmeans_true_k=(x, truth.k))
+    ways = dict(kmeans=(x, [k]*len(x)))
     if truth.train is not None:
         train = norm(truth.train)
-        ways['probe'] = _embed(fit_embedding(train, truth.train_labels), x), truth.k
+        z = _embed(fit_embedding(train, truth.train_labels), x)
+        ways |= dict(probe=(z, [k]*len(z)), probe_true_k=(z, truth.k))
         row['foreground_iou'] = foreground_iou(train, truth.train_labels, x, truth.labels)
     for way, (z, ks) in ways.items():
         results = []
@@ -310,7 +312,7 @@ def _show(feats, scenes, true, masks, k, grid, num=4):
     pool = true or list(range(len(scenes)))
     chosen = [int(i) for i in np.linspace(0, len(pool) - 1, min(num, len(pool)))]
     def label(m, s): return hard_masks(m, s.image.shape[:2], grid)
-    return [Shown(s, pca_rgb(x, grid), label(masks['kmeans'][j] if masks else kmeans_masks(x, k), s), label(masks['probe'][j], s) if 'probe' in masks else None)
+    return [Shown(s, pca_rgb(x, grid), label(masks['kmeans'][j] if masks else kmeans_masks(x, k), s), label(masks['probe_true_k'][j], s) if 'probe' in masks else None)
             for j in chosen for s, x in [(scenes[pool[j]], feats[pool[j]])]]
 
 # %% ../nbs/24_feature_card.ipynb #cell-35
