@@ -146,6 +146,13 @@ class Dataset:
         "Read one entry; raises `SlotnbError` that names the file."
         raise NotImplementedError
 
+    def fingerprint(self,
+        progress:bool=True, # a bar when it takes more than two seconds
+    ) -> str: # 16 hexadecimal digits
+        "Names the images, in order, by their pixels. A format that can name them without decoding overrides this; `entries` must count."
+        samples = tqdm(self, 'naming images', len(self), leave=False, unit='image', delay=2, disable=not progress)
+        return digest([s.image_digest() for s in samples])
+
     @property
     def scenes(self) -> list[str]: # names, in order
         "The scenes, without their frames."
