@@ -180,8 +180,9 @@ def _splits(fs, url):
         for s in info['splits']:
             counts = [int(n) for n in s.get('shardLengths', [])]; n = f'{len(counts):05}'; field = 'filepathTemplate'
             template = s.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
-            shard = lambda k: template.format(DATASET=name, SPLIT=s['name'], FILEFORMAT=form, SHARD_INDEX=f'{k:05}', NUM_SHARDS=n, SHARD_X_OF_Y=f'{k:05}-of-{n}')
-            splits[s['name']] = counts, [f'{url}/{shard(k)}' for k in range(len(counts))]
+            fixed = dict(DATASET=name, SPLIT=s['name'], FILEFORMAT=form, NUM_SHARDS=n)
+            files = [template.format(**fixed, SHARD_INDEX=f'{k:05}', SHARD_X_OF_Y=f'{k:05}-of-{n}') for k in range(len(counts))]
+            splits[s['name']] = counts, [f'{url}/{f}' for f in files]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
         raise SlotnbError(f"{url}/dataset_info.json has no readable '{field}'; copy it again, it has to be that of TFDS 4") from None
     if form != 'tfrecord': raise SlotnbError(f"{url} holds files of format '{form}'; only 'tfrecord' can be read, the format in which MOVi is published")
