@@ -37,7 +37,7 @@ def open_dataset(
     if not path.exists(): raise SlotnbError(f"data_dir '{path}' does not exist; give a folder of scenes, images, videos or .tar shards")
     if path.is_dir():
         if any(path.glob('*/*/rgba_*.png')): return KubricFolders(path, split, max_frames, **rest)
-        if any(path.glob('*/rgba_*.png')) and split in ('train', path.resolve().name): return KubricFolders(path.resolve().parent, path.resolve().name, max_frames, **rest)
+        if any(path.glob('*/rgba_*.png')) and (here := path.resolve()).name and split in ('train', here.name): return KubricFolders(here.parent, here.name, max_frames, **rest)
         if any(path.glob('*.tar')) or any(path.glob('*/*.tar')): return TarShards(path, split, max_frames, **rest)
         there = Counter(p.suffix.lower() for p in path.rglob('*') if not any(part.startswith('.') for part in p.relative_to(path).parts))
         images, videos = (sum(there[s] for s in suffixes) for suffixes in (IMAGES, VIDEOS))
@@ -66,8 +66,8 @@ def describe(
         (grey, 'grey', 'the backbones were trained on colour and may answer otherwise'), (rotated, 'stored turned', 'they are read upright'),
         (n - masks, 'without truth', 'training needs none, but ARI, FG-ARI, mBO and mIoU need masks')) if k]
     if dataset.skipped: notes.append(f'broken and left out: {len(dataset.skipped)}; the first: {dataset.skipped[0]}')
-    return dict(format=dataset.kind, root=str(dataset.root), scenes=len(dataset.scenes), frames=n, sizes=dict(sizes.most_common()), objects=dict(Counter(sorted(objects))),
-                materials=dict(materials.most_common()), has_truth=masks > 0, grey=grey, rotated=rotated, skipped=dataset.skipped, notes=notes)
+    return dict(format=dataset.kind, root=str(dataset.root), scenes=len(dataset.scenes), frames=n, sizes=dict(sizes.most_common()),
+                objects=dict(Counter(sorted(objects))), materials=dict(materials.most_common()), has_truth=masks > 0, grey=grey, rotated=rotated, skipped=dataset.skipped, notes=notes)
 
 def info_text(
     description:dict, # of `describe`
@@ -76,7 +76,8 @@ def info_text(
     d = description; objects = np.repeat(list(d['objects']), list(d['objects'].values()))
     count = lambda c: ', '.join(f'{k} ({v})' for k, v in list(c.items())[:6]) + (f' and {len(c) - 6} more' if len(c) > 6 else '')
     rows = dict(format=f"{d['format']}, {d['root']}", scenes=d['scenes'], frames=d['frames'], sizes=count(d['sizes']))
-    if len(objects): rows |= {'objects': f'{objects.min()} to {objects.max()} seen in an image, {objects.mean():.1f} on average', 'materials': count(d['materials'])}
+    if len(objects):
+        rows |= dict(objects=f'{objects.min()} to {objects.max()} seen in an image, {objects.mean():.1f} on average', materials=count(d['materials']))
     return '\n'.join([f'{k:10} {v}' for k, v in rows.items()] + [f'{"note":10} {n}' for n in d['notes']])
 
 def info(
@@ -130,7 +131,9 @@ def write_kubric(
         with _whole_folder(folders[name]) as tmp:
             for s in map(dataset.read, entries):
                 new = [i if {'material', 'material_label'} & i.keys() else dict(material='') | i for i in s.instances]; insts = new if insts is None else insts
-                if len(new)!=len(insts): raise SlotnbError(f"scene '{name}' of '{dataset.root}' has {len(insts)} instances in one frame and {len(new)} in another; convert it to webdataset")
+                if len(new)!=len(insts):
+                    raise SlotnbError(f"scene '{name}' of '{dataset.root}' has {len(insts)} instances in one frame and {len(new)} in another; "
+                                      'convert it to webdataset')
                 insts = [{k: v for k, v in a.items() if k in b and encode_json(v)==encode_json(b[k])} for a, b in zip(insts, new)]
                 (tmp/f'rgba_{s.frame:05}.png').write_bytes(encode_png(s.image)); (tmp/f'segmentation_{s.frame:05}.png').write_bytes(encode_png(s.segmentation))
             (tmp/'metadata.json').write_bytes(encode_json(dict(metadata=dict(num_frames=len(entries)), instances=insts)))
@@ -153,7 +156,8 @@ def convert(
     out, file = Path(out_dir), Path(out_dir)/f'convert-{split}.json'
     record = dict(format=fmt, source=str(dataset.root), shard_size=shard_size, samples=digest([e[:2] for e in dataset.entries]))
     if file.exists():
-        if (old := read_json(file))!=record: raise SlotnbError(f"{out} holds the split '{split}' of another conversion (from {old.get('source')} to {old.get('format')}); choose another folder")
+        if (old := read_json(file))!=record:
+            raise SlotnbError(f"{out} holds the split '{split}' of another conversion (from {old.get('source')} to {old.get('format')}); choose another folder")
     elif (out/split).exists() or any(out.glob(f'{split}-*.tar')): raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
     write_json(file, record)
     if fmt=='kubric': write_kubric(dataset, out, split, progress)

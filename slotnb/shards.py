@@ -138,7 +138,8 @@ class TarShards(Dataset):
         if not entries: raise SlotnbError(f'{data_dir} holds no sample; expected members such as 000000.jpg')
         without = [e for e in entries if 'seg.png' not in e.where[2]]
         self.has_truth = len(without) < len(entries)
-        if self.has_truth and without and not skip_broken: raise SlotnbError(_no_mask(*without[0].where) + f' ({len(without)} of {len(entries)} samples have none)')
+        if self.has_truth and without and not skip_broken:
+            raise SlotnbError(_no_mask(*without[0].where) + f' ({len(without)} of {len(entries)} samples have none)')
         super().__init__(data_dir, entries, skip_broken, progress)
         self.skipped = cuts + self.skipped
 
@@ -168,7 +169,8 @@ def find_shards(data_dir, split=None):
             raise SlotnbError(f"'{text}' has no shards of the split '{split}'; it holds those of {', '.join(sorted(others))}")
     else:
         paths = [Path(p) for pattern in braceexpand(text) for p in (sorted(glob(pattern)) if any(c in pattern for c in '*?[') else [pattern])]
-        if split not in (None, 'train'): raise SlotnbError(f"'{text}' names its shards itself and has no split '{split}'; give the folder, or the pattern of that split")
+        if split not in (None, 'train'):
+            raise SlotnbError(f"'{text}' names its shards itself and has no split '{split}'; give the folder, or the pattern of that split")
     if not paths: raise SlotnbError(f"'{text}' holds no .tar; give a folder of shards or a pattern such as train-{{000000..000009}}.tar")
     return paths
 
@@ -183,7 +185,8 @@ def _member(path, key, ext, members):
 def _metadata(where, data):
     try: obj = json.loads(data)
     except ValueError as e: raise SlotnbError(f'{where} is not valid JSON ({e}); write the shard again') from None
-    if not isinstance(obj, dict) or not isinstance(obj.get('frame', 0), int): raise SlotnbError(f"{where} must be an object, its 'frame' a whole number; write the shard again")
+    if not isinstance(obj, dict) or not isinstance(obj.get('frame', 0), int):
+        raise SlotnbError(f"{where} must be an object, its 'frame' a whole number; write the shard again")
     return obj
 
 def _no_mask(path, key, members): return f"{path}: key '{key}' has no mask '{key}.seg.png'; all samples need one, or none may have one"

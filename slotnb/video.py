@@ -31,7 +31,8 @@ class VideoFrames(Dataset):
         if max_frames and max_frames < 0: raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
         _av()
         root = Path(data_dir)
-        if root.is_file() and split not in (None, 'train'): raise SlotnbError(f"'{root}' is one video and has no split '{split}'; make the folders train and {split}")
+        if root.is_file() and split not in (None, 'train'):
+            raise SlotnbError(f"'{root}' is one video and has no split '{split}'; make the folders train and {split}")
         root = root if root.is_file() else split_root(root, split)
         files = [root] if root.is_file() else find_files(root, SUFFIXES)
         if not files: raise SlotnbError(f"{root} holds no video; expected {', '.join(SUFFIXES)}")

@@ -45,6 +45,31 @@ def test_order_frames_and_digests(tmp_path):
     with pytest.raises(IndexError): ds[6]
 
 
+def test_frames_go_by_number(tmp_path):
+    "Gaps, any number of digits, and a file that only looks like a frame."
+    for scene, numbers in dict(a=['00007', '00010', '100000', '8'], b=['00003']).items():
+        folder = write(tmp_path/'train'/scene)
+        for n in numbers:
+            for kind in 'rgba', 'segmentation': (folder/f'{kind}_00000.png').with_name(f'{kind}_{n}.png').write_bytes((folder/f'{kind}_00000.png').read_bytes())
+        for kind in 'rgba', 'segmentation': (folder/f'{kind}_00000.png').unlink()
+        (folder/'rgba_preview.png').touch()
+    for m, want in ((0, [7, 8, 10, 100000, 3]), (2, [7, 8, 3]), (1, [7, 3])):
+        ds = KubricFolders(tmp_path, max_frames=m).check(progress=False)
+        assert [s.frame for s in ds]==want and ds.scenes==['a', 'b'] and ds[0].path.name=='rgba_00007.png'
+
+
+@pytest.mark.parametrize('how, words', [
+    (lambda f: f.touch(), 'it is empty'), (lambda f: f.mkdir(), 'is a folder'), (lambda f: f.symlink_to(f), 'leads back to itself'),
+    (lambda f: Image.fromarray(np.zeros((32, 48, 4), np.uint8), 'CMYK').save(f, 'TIFF'), 'mode CMYK')])
+@pytest.mark.parametrize('name', ['rgba_00000.png', 'segmentation_00000.png', 'metadata.json'])
+def test_what_lies_where_a_file_should(tmp_path, how, words, name):
+    for i in range(3): write(tmp_path/f'train/scene_{i:04}')
+    path = tmp_path/'train/scene_0001'/name; path.unlink(); how(path)
+    if name=='metadata.json' and words in ('it is empty', 'mode CMYK'): words = 'not valid JSON'
+    rest = KubricFolders(tmp_path, skip_broken=True, progress=False)
+    assert rest.scenes==['scene_0000', 'scene_0002'] and len(rest.skipped)==1 and words in rest.skipped[0] and str(path) in rest.skipped[0] and '\n' not in rest.skipped[0]
+
+
 @pytest.mark.parametrize('kind', ['rgba', 'segmentation'])
 def test_a_png_cut_anywhere_is_named(tmp_path, kind):
     folder = write(tmp_path/'train/scene_0000'); path = folder/f'{kind}_00000.png'; whole = path.read_bytes()

@@ -150,7 +150,7 @@ def bare_run(tmp_path_factory):
     for split in 'train', 'test':
         (root/'photos'/split).mkdir(parents=True)
         for f in sorted((DATA/split).glob('*/rgba_00000.png')): (root/'photos'/split/f'{f.parent.name}.png').symlink_to(f) # the same pixels: features are cached
-    config = TrainConfig(data_dir=str(root/'photos'), save_dir=str(root/'runs/a'), num_epochs=2, warmup_epochs=1, slot_dim=32, hidden_dim=32, device='cpu')
+    config = TrainConfig(data_dir=str(root/'photos'), save_dir=str(root/'runs/a'), num_epochs=1, warmup_epochs=0, slot_dim=32, hidden_dim=32, device='cpu')
     return config, fit(config, False)
 
 
