@@ -16,6 +16,7 @@ from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from tqdm import tqdm
 from .backbones import ViTBackbone
@@ -239,7 +240,8 @@ def feature_card(
     truth = _Truth(feats, scenes, true, train_feats, train_scenes, train, grid)
     rows, spectra, masks = {}, {}, {}
     ways = len(WAYS) if train else 1
-    with tqdm(total=len(Normalizer.kinds)*(1 + (ways*len(seeds) if true else 0)), desc='feature card', unit='step', disable=not show_progress) as bar:
+    steps = len(Normalizer.kinds)*(1 + (ways*len(seeds) if true else 0))
+    with threadpool_limits(1), tqdm(total=steps, desc='feature card', unit='step', disable=not show_progress) as bar: # threads only get in the way of matrices so small
         for kind in Normalizer.kinds:
             norm = Normalizer(kind, d).fit(feats if train_feats is None else train_feats)
             x, spectra[kind] = norm(feats), spectrum(norm(feats))
