@@ -7,7 +7,7 @@ from conftest import ROOT
 # a module may import those on its right, and no others
 ALLOWED = dict(
     core='', render='core', data='core', plots='core', metrics='core', refine='core', baselines='core', normalizer='core', losses='core',
-    backbones='core', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
+    weights='core', backbones='core weights', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
     features='core backbones data', model='core slot_attention decoder',
     train='core data backbones features normalizer losses metrics refine diagnostics model',
     sweep='core data backbones features metrics refine baselines train', report='core data metrics plots refine train',
