@@ -75,7 +75,7 @@ def _hub_file(spec):
 
 # %% ../nbs/20_weights.ipynb #cell-8
 def resolve_weights(
-    spec:'BackboneSpec', # its name, repository and file name are asked
+    spec, # a `BackboneSpec`; its name, repository and file name are asked
     weights:str='auto', # 'auto', 'random', or the path of a .safetensors, .pth, .pt, .bin or .onnx file
 ) -> Weights:
     "Find the weights of a backbone; fails at once, naming all that was tried."
@@ -150,6 +150,7 @@ def unwrap(
     for w in WRAPPERS:
         if isinstance(state.get(w), dict): return unwrap(state[w])
     state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
+    if 'embeddings.cls_token' in state: return {k.removeprefix('model.'): v for k, v in state.items()} # transformers 5 has DINOv3's blocks alone under it
     for p in PREFIXES:
         if any(k.startswith(p) for k in state):
             return unwrap({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)})
@@ -162,7 +163,7 @@ LAYOUTS = { # the key that gives a layout away, once wrappers and prefixes are o
     'open_clip with a timm trunk': r'visual\.trunk\..*',
     'Hugging Face DINOv3': r'layer\.0\.attention\.o_proj\.weight',
     'Hugging Face Dinov2': r'encoder\.layer\.0\.layer_scale1\.lambda1', # with registers or without
-    'Hugging Face ViT': r'encoder\.layer\.0\.layernorm_before\.weight', # `facebook/dino-vits16` and the like
+    'Hugging Face ViT': r'(encoder\.layer|layers)\.0\.layernorm_before\.weight', # `facebook/dino-vits16` and the like
     'DINOv3': r'storage_tokens',
     'DINOv2': r'mask_token|register_tokens|blocks\.\d+\.\d+\..*', # Meta's own; DINO's own are timm's names
     'timm': r'blocks\.0\..*',
@@ -177,7 +178,9 @@ def layout(
 # %% ../nbs/20_weights.ipynb #cell-20
 HF_VIT = (('embeddings.cls_token', 'cls_token'), ('embeddings.position_embeddings', 'pos_embed'), ('embeddings.mask_token', 'mask_token'),
     ('embeddings.register_tokens', 'register_tokens'), ('embeddings.patch_embeddings.projection', 'patch_embed.proj'),
-    ('encoder.layer.', 'blocks.'), ('attention.output.dense', 'attn.proj'), ('attention.attention.', 'attn.'), ('intermediate.dense', 'mlp.fc1'),
+    ('encoder.layer.', 'blocks.'), ('layers.', 'blocks.'), ('attention.output.dense', 'attn.proj'), ('attention.attention.', 'attn.'),
+    ('attention.q_proj', 'attn.query'), ('attention.k_proj', 'attn.key'), ('attention.v_proj', 'attn.value'), ('attention.o_proj', 'attn.proj'), # in transformers 5
+    ('intermediate.dense', 'mlp.fc1'),
     ('output.dense', 'mlp.fc2'), ('layernorm_before', 'norm1'), ('layernorm_after', 'norm2'), ('layer_scale1.lambda1', 'ls1.gamma'),
     ('layer_scale2.lambda1', 'ls2.gamma'), ('mlp.weights_in', 'mlp.w12'), ('mlp.weights_out', 'mlp.w3'), ('layernorm.', 'norm.'))
 HF_DINOV3 = (('embeddings.cls_token', 'cls_token'), ('embeddings.mask_token', 'mask_token'), ('embeddings.register_tokens', 'storage_tokens'),
@@ -281,7 +284,7 @@ def _misfits(want, state):
 def load_state(
     net:nn.Module, # a VisionTransformer of timm or open_clip
     state:dict[str, Tensor], # as `read_state` gives it, in any of `LAYOUTS`
-    spec:'BackboneSpec', # for the errors and the rule of the position embedding
+    spec, # a `BackboneSpec`, for the errors and the rule of the position embedding
     path:Path, # for the errors
 ):
     "Translate, interpolate, and load strictly: all keys or none."

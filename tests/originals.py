@@ -251,3 +251,32 @@ def dinov3_weights(dim=32, depth=3, patch=4, seed=0):
     w = {k: v for k, v in meta_weights(dim, depth, patch, scale=True, seed=seed).items() if k!='pos_embed'}
     for i in range(depth): w[f'blocks.{i}.attn.qkv.bias'][dim:2*dim] = 0
     return w | dict(storage_tokens=Draw(seed + 1)(1, 4, dim)) | {'rope_embed.periods': torch.zeros(dim//8)}
+
+
+def replaced(w, *rules):
+    out = {}
+    for k, v in w.items():
+        for a, b in rules: k = k.replace(a, b)
+        out[k] = v
+    return out
+
+
+def in_memory(w):
+    "Names that transformers 5 has in memory, and so in a `state_dict()`, for what it saves under the names above."
+    vit = 'encoder.layer.0.layernorm_before.weight' in w
+    rules = [(f'attention.attention.{a}', f'attention.{a[0]}_proj') for a in ('query', 'key', 'value')] + [('attention.output.dense', 'attention.o_proj')]
+    return replaced(w, *rules, *([('encoder.layer.', 'layers.'), ('intermediate.dense', 'mlp.fc1'), ('output.dense', 'mlp.fc2')] if vit else []))
+
+
+def hf_dinov3(w):
+    "DINOv3 from Meta's names to Hugging Face's."
+    out = {}
+    for k, v in w.items():
+        if k.startswith('rope'): continue
+        if '.attn.qkv.' in k:
+            for a, part in zip('qkv', v.chunk(3)):
+                if not (a=='k' and k.endswith('bias')): out[k.replace('attn.qkv', f'attention.{a}_proj')] = part
+        else: out[k] = v[None] if k=='mask_token' else v
+    return replaced(out, ('blocks.', 'layer.'), ('attn.proj', 'attention.o_proj'), ('ls1.gamma', 'layer_scale1.lambda1'), ('ls2.gamma', 'layer_scale2.lambda1'),
+                    ('mlp.fc1', 'mlp.up_proj'), ('mlp.fc2', 'mlp.down_proj'), ('cls_token', 'embeddings.cls_token'), ('mask_token', 'embeddings.mask_token'),
+                    ('storage_tokens', 'embeddings.register_tokens'), ('patch_embed.proj', 'embeddings.patch_embeddings'))
