@@ -191,9 +191,11 @@ def _has_bf16(device):
 
 # %% ../nbs/21_backbones.ipynb #cell-19
 def _pair(value, name):
-    "An int or a pair of them as (h, w)."
-    try: h, w = (index(v) for v in (value if isinstance(value, (tuple, list)) else (value, value)))
-    except (TypeError, ValueError): raise SlotnbError(f'{name} {value} must be a whole number or a pair (h, w) of them') from None
+    "An int, '448', (224, 308) or '224x308' as (h, w)."
+    try:
+        pair = [int(v) for v in value.split('x')] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
+        h, w = (index(v) for v in (pair*2 if len(pair)==1 else pair))
+    except (TypeError, ValueError): raise SlotnbError(f'{name} {value} must be a whole number, or a pair of them such as 224x308 (height x width)') from None
     if min(h, w) < 1: raise SlotnbError(f'{name} {value} must be at least 1')
     return h, w
 
@@ -205,14 +207,14 @@ class ViTBackbone:
         weights:str='auto', # 'auto', 'random', or the path of a weights file
         layer:int=-1, # block whose output is taken; -1 is the last
         final_norm:bool=True, # apply the model's last LayerNorm (DINOv2's x_norm_patchtokens)
-        resolution:int|tuple[int, int]|None=None, # input in pixels, one side or (h, w), multiples of the patch size; None is the spec's
-        grid_size:int|tuple[int, int]|str|None='spec', # patches that come out, resampled bilinearly; None is the native grid, 'spec' the spec's
+        resolution:int|tuple[int, int]|str='spec', # input in pixels, 448, (224, 308) or '224x308', multiples of the patch size; 'spec' is the spec's
+        grid_size:int|tuple[int, int]|str='spec', # patches that come out, resampled bilinearly; 'native' resamples nothing, 'spec' is the spec's
         device:str='auto', # where the network runs
         facet:str='token', # 'token', or 'query', 'key' or 'value' of that block's attention
         precision:str='fp32', # 'fp32', 'bf16', or 'auto': bf16 where the device has units for it
     ):
         self.spec = spec = backbone_spec(name)
-        self.resolution = h, w = spec.native if resolution is None else _pair(resolution, 'resolution')
+        self.resolution = h, w = spec.native if resolution=='spec' else _pair(resolution, 'resolution')
         if (h % spec.patch_size or w % spec.patch_size) and (h, w)!=spec.native:
             raise SlotnbError(f'resolution {h if h==w else f"{h}x{w}"} is not a multiple of the patch size {spec.patch_size} of {name}')
         if not -spec.depth <= layer < spec.depth: raise SlotnbError(f'layer {layer} does not exist: {name} has {spec.depth} blocks')
@@ -220,8 +222,8 @@ class ViTBackbone:
         if facet!='token' and not spec.facet_dim: raise SlotnbError(f"facet '{facet}' cannot be had of {name}, whose attention has no projection of its own for it; use 'token'")
         if precision not in PRECISIONS: raise SlotnbError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
         self.native_grid = h//spec.patch_size, w//spec.patch_size
-        grid_size = spec.grid_size if grid_size=='spec' else grid_size
-        self.grid = self.native_grid if grid_size is None else _pair(grid_size, 'grid_size')
+        if grid_size=='spec': grid_size = spec.grid_size or 'native'
+        self.grid = self.native_grid if grid_size=='native' else _pair(grid_size, 'grid_size')
         self.weights, self.device = resolve_weights(spec, weights), default_device(device)
         self.layer, self.facet, self.dim = layer % spec.depth, facet, spec.dim if facet=='token' else spec.facet_dim
         self.final_norm = final_norm and facet=='token' and spec.has_norm

@@ -172,7 +172,7 @@ def _plain(table): return {i: {k: None if pd.isna(v) else float(v) for k, v in r
 def _draw_scenes(fig, card):
     r, truth = card.record, card.shown[0].sample.segmentation is not None
     norm = 'after' if r['final_norm'] else 'before'
-    fig.suptitle(f"{r['backbone']}, {r['weights']}\nblock {r['layer'] + 1}, {norm} the final norm, {r['resolution']} px, "
+    fig.suptitle(f"{r['backbone']}, {r['weights']}\nblock {r['layer'] + 1}, {norm} the final norm, {'x'.join(map(str, r['resolution']))} px, "
                  f"{card.grid[0]}x{card.grid[1]} patches of {r['dim']} channels", fontsize=11)
     columns = ['image', *(['truth'] if truth else []), 'PCA of the tokens', 'k-means', *(['linear probe, true k'] if card.shown[0].probe is not None else [])]
     axs = fig.subplots(len(card.shown), len(columns), squeeze=False)
@@ -349,7 +349,7 @@ def card(
     feats, scenes, speed = some(dataset)
     train_feats, train_scenes, train_speed = some(train) if train is not None else (None, None, None)
     error = precision_error(backbone, exact, [s.image for s in scenes[:8]]) if exact else None
-    made = feature_card(feats, scenes, (backbone.record['grid_size'],)*2, backbone.record, train_feats, train_scenes, k,
+    made = feature_card(feats, scenes, tuple(backbone.record['grid']), backbone.record, train_feats, train_scenes, k,
                         images_per_second=speed or train_speed, precision_error=error, show_progress=show_progress)
     for d, taken in ((dataset, scenes), (train, train_scenes)):
         if d is not None and len(taken) < len(d): made.notes.append(f'{len(taken)} of {len(d)} samples of {d.root.name}, at even steps')

@@ -131,7 +131,7 @@ def extract(
 # %% ../nbs/22_features.ipynb #cell-20
 def _new_index(record, samples, shard_size):
     if shard_size < 1: raise SlotnbError(f'shard_size {shard_size} must be at least 1')
-    return dict(shape=[samples, record['grid_size']**2, record['dim']], shard_size=shard_size, dtype='float16', record=record)
+    return dict(shape=[samples, math.prod(record['grid']), record['dim']], shard_size=shard_size, dtype='float16', record=record)
 
 def _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress):
     "Compute the missing shards; images per second, the first batch left out, which builds the network."

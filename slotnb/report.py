@@ -125,7 +125,8 @@ def plot_masks(
     "Image, truth, segments and every slot's soft mask of some test scenes."
     tensors, _ = load_tensors(Path(run_dir)/'test_masks.safetensors')
     chosen, masks = [scenes[i] for i in ids], tensors[source][ids].float()
-    fig = mask_grid(chosen, masks, [hard_masks(m, s.image.shape[:2]) for m, s in zip(masks, chosen)])
+    grid = tuple(read_json(Path(run_dir)/'config.json')['backbone']['grid'])
+    fig = mask_grid(chosen, masks, [hard_masks(m, s.image.shape[:2], grid) for m, s in zip(masks, chosen)], grid)
     return mark(fig, [label(read_json(Path(run_dir)/'config.json'))])
 
 # %% ../nbs/52_report.ipynb #cell-15
@@ -135,9 +136,9 @@ def plot_refined(
     ids:list[int], # which of them
 ) -> plt.Figure:
     "Image, truth (where all have one), and slot attention's masks refined by the image, one scene a column."
-    attn = load_tensors(Path(run_dir)/'test_masks.safetensors')[0]['attn'].float()
+    attn, grid = load_tensors(Path(run_dir)/'test_masks.safetensors')[0]['attn'].float(), tuple(read_json(Path(run_dir)/'config.json')['backbone']['grid'])
     chosen = [scenes[i] for i in ids]
-    segments = [refine_masks(s.image, attn[i]) for i, s in zip(ids, chosen)]
+    segments = [refine_masks(s.image, attn[i], grid=grid) for i, s in zip(ids, chosen)]
     truth = all(s.segmentation is not None for s in chosen)
     colored = [overlay(s.image, l, match_colors(s.segmentation, l) if truth else np.arange(l.max() + 1) + 1) for s, l in zip(chosen, segments)]
     rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen if truth] + colored

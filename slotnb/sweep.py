@@ -17,10 +17,9 @@ from .backbones import ViTBackbone
 from .baselines import block_masks, kmeans_masks, truth_masks
 from .core import SlotnbError, cache_dir, read_json, write_json
 from .features import extract
-from .formats import open_dataset
 from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
-from .train import TrainConfig, prepare
+from .train import TrainConfig, frozen_backbone, open_split, prepare
 
 # %% ../nbs/51_sweep.ipynb #ef68abde
 def declared_parameters(
@@ -82,12 +81,13 @@ def score_floors(
     show_progress:bool=True,
 ) -> pd.DataFrame: # one row a method and seed; fractions
     "What masks score that nobody trained; no row where the test scenes have no truth."
-    test, grid = open_dataset(config.data_dir, 'test', config.max_frames, progress=show_progress), (config.grid_size,)*2
+    test = open_split(config, 'test', show_progress)
     if not test.has_truth: return pd.DataFrame(columns=['method', 'seed'])
     scenes = list(test)
-    kw = dict(resolution=config.resolution, grid_size=config.grid_size, device=config.device)
-    nets = {f'k-means on {backbone}': ViTBackbone(backbone, config.weights, config.layer, config.final_norm, **kw),
-            'k-means on RANDOM WEIGHTS dino_vits16': ViTBackbone('dino_vits16', 'random', **kw | dict(resolution=config.resolution//16*16))}
+    net = frozen_backbone(replace(config, backbone=backbone)); grid = net.grid
+    near = tuple(max(16, s//16*16) for s in net.resolution)
+    nets = {f'k-means on {backbone}': net,
+            'k-means on RANDOM WEIGHTS dino_vits16': ViTBackbone('dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device)}
     ways = {'12 fixed blocks': lambda s: [block_masks(grid)]*len(scenes), 'truth on the grid': lambda s: [truth_masks(x.segmentation, grid) for x in scenes]}
     for name, net in nets.items():
         feats = extract(net, test, show_progress=show_progress).feats
@@ -96,8 +96,8 @@ def score_floors(
     for name, masks in ways.items():
         for s in (seeds if 'k-means' in name else seeds[:1]):
             soft = masks(s)
-            refined = [refine_masks(x.image, m) for x, m in zip(scenes, soft)]
-            scores = evaluate_masks(scenes, soft, 'masks'), evaluate_labels(scenes, refined, 'refined')
+            refined = [refine_masks(x.image, m, grid=grid) for x, m in zip(scenes, soft)]
+            scores = evaluate_masks(scenes, soft, 'masks', grid), evaluate_labels(scenes, refined, 'refined')
             rows.append(dict(method=name, seed=s) | {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()})
     return pd.DataFrame(rows)
 

@@ -37,7 +37,10 @@ def _wheel_file(spec):
     except importlib.metadata.PackageNotFoundError: return None, f'package {package} is not installed ({install})'
     return (path, '') if path.exists() else (None, f'{path} is missing from package {package}')
 
-def file_stem(name): # 'timm:a.b' and 'open_clip:a/b' are no file names
+def file_stem(
+    name:str, # of a backbone
+) -> str: # without the characters ':', ',' and '/'
+    "A backbone's name as the name of a file or folder."
     return re.sub(r'[:,/]', '_', name)
 
 def _given_file(spec):

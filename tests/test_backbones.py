@@ -155,7 +155,7 @@ def test_settings():
     "Sizes as a number or as (h, w), grids native or asked for; what the record says is what comes out, and needs no network."
     b = ViTBackbone('timm:test_vit', 'random')
     assert (b.resolution, b.grid, b.dim)==((160, 160), (10, 10), 64)
-    assert ViTBackbone('dino_vits16', 'random').grid==(16, 16) and ViTBackbone('dino_vits16', 'random', grid_size=None).grid==(14, 14)
+    assert ViTBackbone('dino_vits16', 'random').grid==(16, 16) and ViTBackbone('dino_vits16', 'random', grid_size='native').grid==(14, 14)
     b = ViTBackbone('timm:test_vit', 'random', resolution=[96, 64], grid_size=(3, 8), layer=-2, facet='value', precision='bf16')
     r = b.record
     assert (r['resolution'], r['grid'], r['layer'], r['facet'], r['final_norm'], r['precision'])==([96, 64], [3, 8], 4, 'value', False, 'bf16')

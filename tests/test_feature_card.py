@@ -9,7 +9,7 @@ from slotnb.feature_card import card, effective_rank, feature_card, fit_embeddin
 from slotnb.normalizer import Normalizer
 
 GRID = (6, 8)
-RECORD = dict(backbone='made_up', weights='file:made.up:01234567', layer=11, final_norm=True, resolution=224, grid_size=7, dim=12)
+RECORD = dict(backbone='made_up', weights='file:made.up:01234567', layer=11, final_norm=True, resolution=[224, 224], grid=[7, 7], dim=12)
 
 
 def made(n, seed, truth=True):
@@ -144,7 +144,7 @@ def test_precision_error():
 class Colours:
     "A backbone of 8 x 8 patches: mean colour, its square, and brightness."
     device = torch.device('cpu')
-    record = RECORD | dict(backbone='colours', grid_size=8, dim=7)
+    record = RECORD | dict(backbone='colours', grid=[8, 8], dim=7)
     def __call__(self, images):
         x = torch.nn.functional.adaptive_avg_pool2d(images.float()/255, 8).flatten(2).transpose(1, 2)
         return torch.cat([x, x**2, x.mean(-1, keepdim=True)], -1)

@@ -26,7 +26,7 @@ class Pictures(Dataset):
 
 class Counting:
     "A backbone that can be foretold: 4 tokens of 6 numbers from the mean of the image. Counts calls and images, stops at `limit`."
-    record, device = dict(backbone='timm:vit/tiny', grid_size=2, dim=6), torch.device('cpu')
+    record, device = dict(backbone='timm:vit/tiny', grid=[2, 2], dim=6), torch.device('cpu')
     def __init__(self, limit=10**9, scale=1.): self.images, self.calls, self.limit, self.scale = 0, 0, limit, scale
     def __call__(self, images):
         if self.images + len(images) > self.limit: raise KeyboardInterrupt
