@@ -5,20 +5,20 @@
 # %% auto #0
 __all__ = ['DecoderOutput', 'MLPDecoder', 'AttentionDecoder']
 
-# %% ../nbs/31_decoder.ipynb #4989bfcc
+# %% ../nbs/31_decoder.ipynb #cell-2
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .core import SlotnbError, check_shape
 from .slot_attention import xavier_
 
-# %% ../nbs/31_decoder.ipynb #151221a8
+# %% ../nbs/31_decoder.ipynb #cell-5
 class DecoderOutput(NamedTuple):
     "A reconstruction and who made it."
     recon:Tensor # (b n d) features
     masks:Tensor # (b k n), sums to 1 over k
 
-# %% ../nbs/31_decoder.ipynb #e475ddab
+# %% ../nbs/31_decoder.ipynb #cell-9
 class MLPDecoder(nn.Module):
     "MLP broadcast decoder (Seitzer et al. 2023), its first and last layer taken out of the product of slots and patches."
     def __init__(self,
@@ -44,7 +44,7 @@ class MLPDecoder(nn.Module):
         masks = (self.to_alpha(h)[..., 0]/self.mask_temperature).softmax(1)
         return DecoderOutput(self.to_feats(torch.einsum('bkn,bknh->bnh', masks, h)), masks)
 
-# %% ../nbs/31_decoder.ipynb #ac47ec47
+# %% ../nbs/31_decoder.ipynb #cell-12
 class AttentionDecoder(nn.Module):
     "Masks are slot attention's own; each slot is one feature, each patch the mixture of the slots that won it."
     def __init__(self,
