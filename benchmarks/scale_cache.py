@@ -85,7 +85,7 @@ def apart(*args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--share', type=int, default=10, help='one so-manieth of the frames is written')
+    p.add_argument('--share', type=int, default=10, help='the number of frames is divided by this')
     p.add_argument('--dir', default=None, help='where the cache is written and deleted again; default: the folder for temporary files')
     p.add_argument('--batches', type=int, default=200, help='random batches read')
     p.add_argument('--images', type=int, default=32, help='images that the real DINOv2 sees, three times')
