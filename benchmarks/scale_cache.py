@@ -85,7 +85,7 @@ def apart(*args):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--share', type=int, default=10, help='one so-manieth of the frames is written')
+    p.add_argument('--share', type=int, default=10, help='the number of frames is divided by this')
     p.add_argument('--dir', default=None, help='where the cache is written and deleted again; default: the folder for temporary files')
     p.add_argument('--batches', type=int, default=200, help='random batches read')
     p.add_argument('--images', type=int, default=32, help='images that the real DINOv2 sees, three times')
@@ -116,7 +116,7 @@ def main():
     result = dict(what=f'one {share}th of MOVi-A, random features: the cache is measured, not a backbone', frames=frames, gigabytes=size/1e9, overhead=on_disk/size - 1,
         killed_after=frames//2, kept=kept, computed_by_second_call=rest['images'], write=whole | dict(mb_per_second=mb_s), read=read, dinov2=real,
         extrapolated=dict(frames=FRAMES, gigabytes=FRAMES*TOKENS*DIM*2/1e9, write_minutes=share*whole['seconds']/60, dinov2_hours=FRAMES/speed/3600),
-        machine=dict(cpus=os.cpu_count(), threads=torch.get_num_threads(), platform=platform.platform(), python=platform.python_version(), torch=torch.__version__))
+        machine=dict(cpus=os.cpu_count(), load_average=os.getloadavg()[1],  threads=torch.get_num_threads(), platform=platform.platform(), python=platform.python_version(), torch=torch.__version__))
     write_json(c.out, result)
     rows = [('measured: frames written', f'{frames:,} (1/{share} of {FRAMES:,}), random features of a stand-in backbone'), ('size', f'{size/1e9:.2f} GB, {100*result["overhead"]:.3f} % more on disk'),
         ('killed in the middle', f'after {frames//2:,} images; {kept:,} were on disk, the second call computed the other {rest["images"]:,}'),
@@ -125,6 +125,7 @@ def main():
         *((f'random batches of {read["batch_size"]}, {k}', f'{read[k]["batch_ms_median"]:.1f} ms (95 %: {read[k]["batch_ms_p95"]:.1f}), {read[k]["samples_per_second"]:.0f} samples/s') for k in ('cold', 'warm')),
         ('memory of the reader', f'{read["own_memory_mb"]:.0f} MB of its own; {read["mapped_pages_mb"]:.0f} MB of mapped pages, which the system can take back'),
         ('DINOv2 ViT-S/14, fp32', f'{speed:.1f} images/s, the best of {", ".join(f"{s:.1f}" for s in real["images_per_second"])} ({real["weights"]})'),
+        ('load of this machine', f'{os.getloadavg()[1]:.1f} processes on {os.cpu_count()} cores in the last five minutes: above the number of cores, all times are too long'),
         ('arithmetic: size', f'{FRAMES:,} x {TOKENS} x {DIM} x 2 bytes = {FRAMES*TOKENS*DIM*2/1e9:.1f} GB'),
         ('arithmetic: writing', f'{share} x {whole["seconds"]:.0f} s = {share*whole["seconds"]/60:.0f} minutes'),
         ('arithmetic: DINOv2', f'{FRAMES:,} / {speed:.1f} = {FRAMES/speed/3600:.1f} hours on this machine')]

@@ -190,7 +190,7 @@ def _draw_charts(fig, card):
     sns.histplot(card.norms.flatten().numpy(), bins=60, ax=axs['norms'], color=blue, edgecolor='none'); axs['norms'].axvline(cut, color=red)
     axs['norms'].set(yscale='log', xlabel='norm of a token', ylabel='tokens', title=f"{100*raw['outlier_share']:.2f} % outliers")
     where, name, label = ((card.norms > cut).float()*100, 'where the outliers lie', '% of images') if raw['outlier_share'] else (card.norms, 'mean norm by place', '')
-    sns.heatmap(where.mean(0).reshape(card.grid).numpy(), ax=axs['where'], cmap='rocket_r', square=True, xticklabels=False, yticklabels=False, cbar_kws=dict(label=label))
+    sns.heatmap(where.mean(0).reshape(card.grid).numpy(), ax=axs['where'], cmap='rocket_r', square=True, xticklabels=False, yticklabels=False, cbar_kws=dict(label=label, format='%.3g'))
     axs['where'].set(title=name); axs['where'].collections[0].colorbar.ax.tick_params(labelsize=7)
     sns.histplot(card.channel_std.numpy(), bins=40, ax=axs['channels'], color=blue, edgecolor='none'); axs['channels'].axvline(raw['std'], color='k', ls=':')
     axs['channels'].set(xlabel='std of a channel', ylabel='channels', title=f"std {raw['std']:.2f}, images {raw['sample_std_min']:.2f}-{raw['sample_std_max']:.2f}")
@@ -209,13 +209,13 @@ def _draw_scores(ax, card):
     for j, (way, color) in enumerate(zip(ways, sns.color_palette('colorblind'))):
         ax.bar(np.arange(len(card.rows)) + (j - (len(ways) - 1)/2)*width, card.rows[f'{way}_fg_ari'], width*.95, yerr=card.rows[f'{way}_fg_ari_std'], color=color, label=WAYS[way].format(k=card.rows['k'].iloc[0]))
     for name, ls in (('fixed blocks', ':'), ('truth on the grid', '--')):
-        ax.axhline(card.floors.loc[name, 'fg_ari'], color='k', lw=.8, ls=ls); ax.text(len(card.rows) - .45, card.floors.loc[name, 'fg_ari'], name.replace(' ', '\n', 1), fontsize=7, va='center')
+        ax.axhline(card.floors.loc[name, 'fg_ari'], color='k', lw=.8, ls=ls); ax.text(len(card.rows) - .45, card.floors.loc[name, 'fg_ari'], name.replace(' ', '\n', 1), fontsize=7, va='center', bbox=dict(fc='white', ec='none', pad=1))
     ax.set(xticks=range(len(card.rows)), xticklabels=card.rows.index, ylim=(0, 1), xlim=(-.6, len(card.rows) + .1), ylabel='FG-ARI', title='masks, by normalizer')
     ax.legend(fontsize=7, frameon=False, ncol=3, loc='upper left')
 
 def _draw_cosines(ax, card):
     card.rows[['patch_cosine', 'neighbour_cosine']].plot.bar(ax=ax, rot=0, color=['#56b4e9', '#0072b2'])
-    ax.set(ylabel='mean cosine', title='all patches of an image, and neighbours (no truth: no scores)'); ax.legend(fontsize=7, frameon=False)
+    ax.set(ylabel='mean cosine', title='all patches of an image, and neighbours (no truth: no scores)', ylim=(0, 1.25)); ax.legend(fontsize=7, frameon=False, ncol=2, loc='upper left')
 
 # %% ../nbs/24_feature_card.ipynb #cell-24
 WAYS = dict(kmeans='k-means, k={k:.0f}', probe='linear probe, k={k:.0f}', probe_true_k='linear probe, true k') # columns of the card: how masks were made
