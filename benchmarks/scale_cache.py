@@ -26,7 +26,7 @@ class Blank(Dataset):
 class StandIn:
     "Random half features, a part of one random block for every batch; kills its own process after `limit` images."
     device = torch.device('cpu')
-    record = dict(backbone='stand-in', grid_size=16, dim=DIM)
+    record = dict(backbone='stand-in', grid=[16, 16], dim=DIM)
     def __init__(self, limit): self.pool, self.seen, self.limit = torch.randn(64, TOKENS, DIM).half(), 0, limit or 10**9
     def __call__(self, images):
         if self.seen >= self.limit: os.kill(os.getpid(), signal.SIGKILL)

@@ -405,6 +405,16 @@ def test_two_workers_give_every_frame_once(shuffle):
     assert Counter(seen) == Counter((*k, v) for k, v in alone.items())
 
 
+def test_fingerprint_names_the_pictures_without_reading_them(root, reads):
+    whole = opened(root); reads.clear()
+    name = whole.fingerprint()
+    assert sum(reads)==4*len(whole.scenes) and name==opened(MOVI_A).fingerprint()
+    fewer = opened(root); fewer.entries = fewer.entries[:-1]
+    path = root/FIRST; raw = bytearray(path.read_bytes()); at = int(whole.index[0].sum()) + 12
+    raw[at] ^= 1; path.write_bytes(raw) # another checksum, so other pictures
+    assert len({name, fewer.fingerprint(), opened(root, max_frames=1).fingerprint(), opened(root).fingerprint()})==4
+
+
 def test_pickling(reads):
     ds = opened(MOVI_A); unread = pickle.dumps(ds); ds[0]; b = pickle.dumps(ds); reads.clear()
     assert b == unread       # no record travels along
