@@ -8,7 +8,7 @@ __all__ = ['WHEEL', 'SUFFIXES', 'TORCHSCRIPT', 'WRAPPERS', 'PREFIXES', 'LAYOUTS'
            'to_timm', 'to_open_clip', 'resample_position', 'load_state']
 
 # %% ../nbs/20_weights.ipynb #cell-2
-import argparse, contextlib, importlib.metadata, io, pickle, re, sys, zipfile
+import argparse, contextlib, importlib.metadata, io, re, sys, zipfile
 from dataclasses import dataclass
 from pathlib import Path
 import safetensors.torch, torch, torch.nn.functional as F
@@ -134,9 +134,11 @@ def read_state(
             with torch.serialization.safe_globals([argparse.Namespace]): # DINO keeps its command line in its checkpoints
                 state = torch.load(path, map_location='cpu', weights_only=True)
     except SlotnbError: raise
-    except pickle.UnpicklingError: raise SlotnbError(f'weights {path} cannot be read: the file is broken or holds objects beside tensors, which are '
-                                                     'never unpickled; save the state dict alone, best as .safetensors') from None
-    except Exception as e: raise SlotnbError(f'weights {path} cannot be read ({type(e).__name__}: {e}); download the file again') from None
+    except Exception as e:
+        if type(e).__name__=='UnpicklingError':
+            raise SlotnbError(f'weights {path} cannot be read: the file is broken or holds objects beside tensors, which are never unpickled; '
+                              'save the state dict alone, best as .safetensors') from None
+        raise SlotnbError(f'weights {path} cannot be read ({type(e).__name__}: {e}); download the file again') from None
     state = unwrap(state)
     if not state: raise SlotnbError(f'weights {path} hold no tensors by name; save the state dict of the network itself')
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
