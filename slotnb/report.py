@@ -16,7 +16,7 @@ from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
 from .train import load_tensors
 
-# %% ../nbs/52_report.ipynb #d084e289
+# %% ../nbs/52_report.ipynb #cell-5
 def load_runs(
     runs_dir:str|Path, # of a sweep
 ) -> pd.DataFrame: # one row a finished run: its settings, its results, `label` and `run_dir`
@@ -35,7 +35,7 @@ def label(
     c = book['config']
     return c['backbone'] + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '') + (' RANDOM WEIGHTS' if 'RANDOM' in book['backbone']['weights'] else '')
 
-# %% ../nbs/52_report.ipynb #dfaaab4b
+# %% ../nbs/52_report.ipynb #cell-8
 PERCENT = ('fg_ari', 'ari', 'mbo', 'miou', 'best_overlap')
 
 def results_table(
@@ -54,7 +54,7 @@ def results_table(
     rows += [dict.fromkeys([*by, *columns.values(), 'seeds'], 'not measured') | {by[0]: name, 'seeds': '0'} for name in (missing or {})]
     return pd.DataFrame(rows).set_index(list(by))
 
-# %% ../nbs/52_report.ipynb #388846af
+# %% ../nbs/52_report.ipynb #cell-10
 def load_curves(
     runs:pd.DataFrame, # of `load_runs`
 ) -> pd.DataFrame: # one row an epoch and run
@@ -72,7 +72,7 @@ def load_features(
         rows.setdefault((r.label, 'none'), stats['raw']); rows[r.label, r.normalizer] = stats['normalised']
     return pd.DataFrame(rows).T.rename_axis(['label', 'normalizer']).astype(dict(components_90=int))
 
-# %% ../nbs/52_report.ipynb #edade40e
+# %% ../nbs/52_report.ipynb #cell-12
 def plot_curves(
     curves:pd.DataFrame, # of `load_curves`
     columns:dict[str, str], # column: axis label, one panel each
@@ -96,7 +96,7 @@ def mark(fig, labels):
     if any('RANDOM' in l for l in labels): stamp(fig, 'RANDOM WEIGHTS')
     return fig
 
-# %% ../nbs/52_report.ipynb #464b90ac
+# %% ../nbs/52_report.ipynb #cell-13
 def plot_scores(
     runs:pd.DataFrame, # of `load_runs`
     floors:pd.DataFrame, # of `slotnb.sweep.score_floors`
@@ -144,7 +144,7 @@ def plot_refined(
     rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen if truth] + colored
     return mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [label(read_json(Path(run_dir)/'config.json'))])
 
-# %% ../nbs/52_report.ipynb #709f3799
+# %% ../nbs/52_report.ipynb #cell-16
 def plot_materials(
     runs:pd.DataFrame, # of `load_runs`
     source:str='attn', # 'attn' or 'masks'

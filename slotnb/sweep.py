@@ -21,7 +21,7 @@ from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
 from .train import TrainConfig, frozen_backbone, open_split, prepare
 
-# %% ../nbs/51_sweep.ipynb #ef68abde
+# %% ../nbs/51_sweep.ipynb #cell-5
 def declared_parameters(
     notebook:str|Path, # with a cell tagged `parameters`
 ) -> dict[str, dict]: # name: type, default, help
@@ -41,7 +41,7 @@ def check_parameters(
     for name in params:
         if name not in known: raise SlotnbError(f"parameter '{name}' is not declared by {notebook}; it has {', '.join(known)}")
 
-# %% ../nbs/51_sweep.ipynb #60b66280
+# %% ../nbs/51_sweep.ipynb #cell-9
 def plan_runs(
     backbones:list[str], # names of `BACKBONES`
     normalizers:list[str], # names of `Normalizer.kinds`
@@ -56,7 +56,7 @@ def plan_runs(
     name = lambda r: f"{r['normalizer']}{'-std%g' % r['feature_std'] if 'feature_std' in r else ''}-seed{r['seed']}"
     return [TrainConfig(**r, **settings, save_dir=str(Path(out_dir)/name(r))) for r in runs]
 
-# %% ../nbs/51_sweep.ipynb #01786cb3
+# %% ../nbs/51_sweep.ipynb #cell-11
 def run_status(
     config:TrainConfig,
 ) -> str: # 'finished', 'started' or 'new'
@@ -101,7 +101,7 @@ def score_floors(
             rows.append(dict(method=name, seed=s) | {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()})
     return pd.DataFrame(rows)
 
-# %% ../nbs/51_sweep.ipynb #5c6fd831
+# %% ../nbs/51_sweep.ipynb #cell-15
 def _start(config, notebook, threads):
     "Start papermill on the run notebook, in the folder where the sweep was started."
     folder = config.run_dir; folder.mkdir(parents=True, exist_ok=True)
@@ -117,7 +117,7 @@ def _why(config, code):
     write_json(config.run_dir/'failed.json', dict(why=why, exit_code=code, log=str(config.run_dir/'papermill.log')))
     return why
 
-# %% ../nbs/51_sweep.ipynb #b32f545f
+# %% ../nbs/51_sweep.ipynb #cell-16
 def run_all(
     plan:list[TrainConfig],
     notebook:str|Path='reports/backbone_run.ipynb', # what papermill executes
@@ -147,7 +147,7 @@ def run_all(
         bar.close()
     return failed
 
-# %% ../nbs/51_sweep.ipynb #7b48a88d
+# %% ../nbs/51_sweep.ipynb #cell-17
 @dataclass(frozen=True)
 class SweepConfig:
     "Run the notebook for every backbone, normalizer and seed; what is finished is skipped, what fails is named."
@@ -161,7 +161,7 @@ class SweepConfig:
     notebook:str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
     workers:int = 0  # runs at a time; 0: one a core on the CPU, one on a GPU
 
-# %% ../nbs/51_sweep.ipynb #fde4af50
+# %% ../nbs/51_sweep.ipynb #cell-18
 def parse_settings(
     settings:tuple[str, ...], # each `name=value`
     notebook:str|Path, # that declares the names
@@ -177,7 +177,7 @@ def parse_settings(
         except (ValueError, KeyError): raise SlotnbError(f"set '{item}': {value!r} is not of type {kind.__name__}") from None
     return pairs
 
-# %% ../nbs/51_sweep.ipynb #0ea8dced
+# %% ../nbs/51_sweep.ipynb #cell-20
 def sweep(
     config:SweepConfig,
     show_progress:bool=True,

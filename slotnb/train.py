@@ -136,7 +136,7 @@ def prepare(
     train, test = train*scale, test*scale
     return RunData(train[order[num_val:].sort().values], train[order[:num_val].sort().values], test, backbone.record, scale)
 
-# %% ../nbs/50_train.ipynb #29b50162
+# %% ../nbs/50_train.ipynb #cell-11
 def lr_at(
     step:int, # from 0
     steps_per_epoch:int,
@@ -147,7 +147,7 @@ def lr_at(
     if step < warmup: return config.lr*(step + 1)/warmup
     return config.lr*.5*(1 + math.cos(math.pi*(step - warmup)/max(1, total - warmup)))
 
-# %% ../nbs/50_train.ipynb #0685f7db
+# %% ../nbs/50_train.ipynb #cell-13
 def train_epoch(
     model:SlotAutoencoder, # changed in place
     opt:torch.optim.Optimizer, # likewise
@@ -171,7 +171,7 @@ def train_epoch(
         sums += torch.stack([loss, mse, cosine, norm]).detach()
     return dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), (sums/len(order)).tolist()), lr=lr)
 
-# %% ../nbs/50_train.ipynb #90661ea9
+# %% ../nbs/50_train.ipynb #cell-14
 @torch.no_grad()
 def predict(
     model:SlotAutoencoder,
@@ -190,7 +190,7 @@ def val_row(model, feats, seed):
     stats = dict(mse=feature_mse(out.recon, feats).item(), fvu=fvu(out.recon, feats).item()) | slot_stats(out.slots, out.masks)
     return {f'val_{k}': v for k, v in stats.items()}
 
-# %% ../nbs/50_train.ipynb #fca0c8eb
+# %% ../nbs/50_train.ipynb #cell-16
 def save_tensors(
     path:Path,
     tensors:dict[str, Tensor],
@@ -233,7 +233,7 @@ def versions() -> dict: # library: version
     "What a run was made with."
     return dict(python=platform.python_version(), **{name: version(name) for name in ('slotnb', 'torch', 'timm', 'open_clip_torch')})
 
-# %% ../nbs/50_train.ipynb #2c0923da
+# %% ../nbs/50_train.ipynb #cell-18
 VOLATILE = ('save_dir', 'data_dir', 'device') # may differ when a run is taken up again
 
 def _claim(config, record):
@@ -278,7 +278,7 @@ class RunState:
         self.opt.load_state_dict(self.opt.state_dict() | dict(state=state))
         self.epoch, self.best, self.best_epoch = int(meta['epoch']), float(meta['best']), int(meta['best_epoch'])
 
-# %% ../nbs/50_train.ipynb #15b004bb
+# %% ../nbs/50_train.ipynb #cell-20
 def _append(path, row):
     with open(path, 'a', newline='') as f:
         out = csv.DictWriter(f, row.keys())
