@@ -11,9 +11,9 @@ ALLOWED = dict(
     weights='core', backbones='core weights', slot_attention='core', diagnostics='core losses', decoder='core slot_attention',
     features='core backbones data', model='core slot_attention decoder',
     feature_card='core data plots metrics baselines diagnostics normalizer features backbones',
-    train='core formats backbones features normalizer losses metrics refine diagnostics model',
-    sweep='core formats backbones features metrics refine baselines train', report='core metrics plots refine train',
-    cli='core data formats backbones features normalizer diagnostics feature_card render sweep report train',
+    train='core data formats weights backbones features normalizer losses metrics refine diagnostics model',
+    sweep='core backbones features metrics refine baselines train', report='core metrics plots refine train',
+    cli='core formats weights features normalizer diagnostics feature_card render sweep report train',
 )
 MODULES = sorted(p.stem for p in (ROOT/'slotnb').glob('[a-z]*.py'))
 

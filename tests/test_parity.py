@@ -12,7 +12,7 @@ TIMM = dict(embed_dim=DIM, depth=DEPTH, num_heads=HEADS, patch_size=PATCH, img_s
 CLIP = dict(width=DIM, layers=DEPTH, head_width=DIM//HEADS, patch_size=PATCH, image_size=PATCH*SIDE)
 META, ANTI = dict(pos_offset=.1, pos_antialias=False), dict(pos_offset=0., pos_antialias=True)
 IMAGENET = B.IMAGENET
-SIZES = [None, (PATCH*5, PATCH*9), (PATCH*12, PATCH*12)] # native, not square, larger
+SIZES = ['spec', (PATCH*5, PATCH*9), (PATCH*12, PATCH*12)] # native, not square, larger
 
 
 def spec(name, source, arch, kwargs, **kw):
@@ -59,7 +59,7 @@ def family(request, monkeypatch, tmp_path):
     return name, str(tmp_path/'original.safetensors'), w, original
 
 
-def images(size, seed=0): return torch.rand(2, 3, *(size or (PATCH*SIDE,)*2), generator=torch.Generator().manual_seed(seed))
+def images(size, seed=0): return torch.rand(2, 3, *((PATCH*SIDE,)*2 if size=='spec' else size), generator=torch.Generator().manual_seed(seed))
 
 
 def normalised(x):
@@ -101,7 +101,7 @@ def test_facets(family, size):
 def test_every_part_would_show(family):
     "The references are no fair-weather ones: change any one weight tensor a little and they part by far more than the bound."
     name, path, w, original = family
-    x, blind = normalised(images(None)), ('mask_token', 'pool', 'visual.proj', 'visual_projection', 'periods', 'key.bias', 'k_proj.bias') # softmax does not see a key's bias
+    x, blind = normalised(images('spec')), ('mask_token', 'pool', 'visual.proj', 'visual_projection', 'periods', 'key.bias', 'k_proj.bias') # softmax does not see a key's bias
     want, clip = original(w, x, HEADS, DEPTH - 1, True), 'clip' in name
     for k, v in w.items():
         if any(b in k for b in blind) or not v.is_floating_point() or clip and not k.startswith(('visual.', 'vision_model.')): continue
@@ -168,7 +168,7 @@ def test_trunk_of_open_clip(tmp_path, monkeypatch):
 
 def test_quick_gelu_is_not_gelu(tmp_path, monkeypatch):
     "The trap: the same file fits the network with the other activation, and the features are others."
-    w, x = O.clip_weights(), images(None)
+    w, x = O.clip_weights(), images('spec')
     safetensors.torch.save_file(w, tmp_path/'x.safetensors')
     out = []
     for quick in (False, True):
