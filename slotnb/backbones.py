@@ -123,7 +123,7 @@ def _timm_spec(name):
     import timm
     model = name.removeprefix('timm:')
     arch, _, tag = model.partition('.')
-    if not timm.is_model(arch): _unknown(name, [f'timm:{m}' for m in timm.list_models()])
+    if not timm.is_model(arch): _unknown(name, [f'timm:{m}' for m in timm.list_models(['*vit*', '*eva*', 'deit*', 'beit*'])])
     tags = timm.list_pretrained(f'{arch}.*') or timm.list_pretrained(arch)
     if tag and model not in tags: _unknown(name, [f'timm:{t}' for t in tags] or [f'timm:{arch}'])
     cfg = timm.models.get_pretrained_cfg(model)

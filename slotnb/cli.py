@@ -70,7 +70,7 @@ class RenderConfig:
 @dataclass(frozen=True)
 class InfoConfig:
     "Say what a path is: format, scenes, frames, objects, materials; and draw a contact sheet."
-    data_dir:tyro.conf.Positional[str]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
+    data_dir:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
     split:str = 'train'  # which part of it
     max_frames:int = 1  # frames taken of each scene; 0 takes all
     skip_broken:bool = False  # leave out what can't be read, and say how much that is
@@ -79,9 +79,9 @@ class InfoConfig:
 @dataclass(frozen=True)
 class ConvertConfig:
     "Write a dataset in another format: the same pixels, instance numbers and labels. Once for each split; goes on where it stopped."
-    data_dir:tyro.conf.Positional[str]  # as for info
-    out_dir:tyro.conf.Positional[str]  # a folder
-    format:Literal['webdataset', 'kubric'] = 'webdataset'  # of what is written
+    data_dir:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
+    out_dir:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='OUT_DIR')]  # the folder to be written
+    format:Literal['webdataset', 'kubric'] = 'webdataset'  # of what is written; kubric needs masks
     split:str = 'train'  # read and written
     max_frames:int = 0  # the first so many frames of each scene; 0 takes all
     skip_broken:bool = False  # leave out what can't be read, and say how much that is

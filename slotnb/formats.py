@@ -6,7 +6,7 @@
 __all__ = ['FORMATS', 'open_dataset', 'describe', 'info_text', 'info', 'write_kubric', 'convert', 'convert_data']
 
 # %% ../nbs/17_formats.ipynb #cell-2
-import glob, shutil, tempfile
+import glob, shutil, tempfile, warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
@@ -34,6 +34,7 @@ def open_dataset(
         return MoviRecords(data_dir, split, max_frames, **rest)
     if path.suffix=='.tar' and not path.is_dir(): return TarShards(data_dir, split, max_frames, **rest)
     if path.suffix.lower() in VIDEOS and path.is_file(): return VideoFrames(path, split, max_frames, **rest)
+    if path.suffix.lower() in IMAGES and path.is_file(): raise SlotnbError(f"'{path}' is one image; give the folder that holds it")
     if not path.exists(): raise SlotnbError(f"data_dir '{path}' does not exist; give a folder of scenes, images, videos or .tar shards")
     if path.is_dir():
         if any(path.glob('*/*/rgba_*.png')): return KubricFolders(path, split, max_frames, **rest)
@@ -65,7 +66,7 @@ def describe(
     notes = [f'{what}: {k} of {n} images; {so}' for k, what, so in (
         (grey, 'grey', 'the backbones were trained on colour and may answer otherwise'), (rotated, 'stored turned', 'they are read upright'),
         (n - masks, 'without truth', 'training needs none, but ARI, FG-ARI, mBO and mIoU need masks')) if k]
-    if dataset.skipped: notes.append(f'broken and left out: {len(dataset.skipped)}; the first: {dataset.skipped[0]}')
+    if dataset.skipped: notes += [f'left out: {len(dataset.skipped)}, which can not be read', *dataset.skipped[:5]]
     return dict(format=dataset.kind, root=str(dataset.root), scenes=len(dataset.scenes), frames=n, sizes=dict(sizes.most_common()),
                 objects=dict(Counter(sorted(objects))), materials=dict(materials.most_common()), has_truth=masks > 0, grey=grey, rotated=rotated, skipped=dataset.skipped, notes=notes)
 
@@ -77,7 +78,7 @@ def info_text(
     count = lambda c: ', '.join(f'{k} ({v})' for k, v in list(c.items())[:6]) + (f' and {len(c) - 6} more' if len(c) > 6 else '')
     rows = dict(format=f"{d['format']}, {d['root']}", scenes=d['scenes'], frames=d['frames'], sizes=count(d['sizes']))
     if len(objects):
-        rows |= dict(objects=f'{objects.min()} to {objects.max()} seen in an image, {objects.mean():.1f} on average', materials=count(d['materials']))
+        rows |= dict(objects=f'{objects.min()} to {objects.max()} seen in an image, {objects.mean():.1f} on average', materials=count(d['materials']) + (', counted in every frame' if d['frames'] > d['scenes'] else ''))
     return '\n'.join([f'{k:10} {v}' for k, v in rows.items()] + [f'{"note":10} {n}' for n in d['notes']])
 
 def info(
@@ -93,7 +94,9 @@ def info(
     text = info_text(describe(dataset, progress))
     if out:
         ids = np.unique(np.linspace(0, len(dataset) - 1, 12).round().astype(int))
-        with atomic_path(out) as tmp: contact_sheet([dataset[i] for i in ids.tolist()], 4).savefig(tmp, format='png', dpi=150)
+        with atomic_path(out) as tmp, warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Glyph') # a name in letters that the font lacks is drawn as boxes
+            contact_sheet([dataset[i] for i in ids.tolist()], 4).savefig(tmp, format='png', dpi=150)
         text += f'\n{"sheet":10} {out}'
     return text
 
@@ -155,10 +158,12 @@ def convert(
     if fmt=='kubric' and not dataset.has_truth: write_kubric(dataset, out_dir, split) # says why not, before anything is written
     out, file = Path(out_dir), Path(out_dir)/f'convert-{split}.json'
     record = dict(format=fmt, source=str(dataset.root), shard_size=shard_size, samples=digest([e[:2] for e in dataset.entries]))
-    if file.exists():
-        if (old := read_json(file))!=record:
-            raise SlotnbError(f"{out} holds the split '{split}' of another conversion (from {old.get('source')} to {old.get('format')}); choose another folder")
-    elif (out/split).exists() or any(out.glob(f'{split}-*.tar')): raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
+    written = any((out/split).glob('*')) or any(out.glob(f'{split}-*.tar'))
+    if written and file.exists():
+        if field := next((k for k in record if read_json(file).get(k)!=record[k]), ''):
+            raise SlotnbError(f"{out} holds the split '{split}' of another conversion (its {field} differs: {read_json(file).get(field)} there, {record[field]} here); "
+                              'choose another folder or delete that one')
+    elif written: raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
     write_json(file, record)
     if fmt=='kubric': write_kubric(dataset, out, split, progress)
     else: write_shards(dataset, out, split, shard_size, progress)

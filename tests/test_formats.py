@@ -72,7 +72,7 @@ def test_describe_says_grey_turned_and_skipped(tmp_path):
     refused(lambda: info(tmp_path, progress=False), 'c.png cannot be read (it is empty)')
     ds = open_dataset(tmp_path, skip_broken=True, progress=False); d = describe(ds, progress=False)
     assert (d['scenes'], d['frames'], d['grey'], d['rotated'], d['has_truth'], len(d['skipped']))==(4, 4, 1, 1, False, 1)
-    assert d['sizes']=={'48x32': 2, '32x48': 1, '48x16': 1} and d['objects']=={} and len(d['notes'])==4 and json.dumps(d)
+    assert d['sizes']=={'48x32': 2, '32x48': 1, '48x16': 1} and d['objects']=={} and len(d['notes'])==5 and json.dumps(d)
     text = info_text(d)
     for words in ('image folder', 'grey: 1 of 4', 'stored turned: 1 of 4', 'without truth: 4 of 4', 'left out: 1', 'c.png', '48x32 (2)'): assert words in text
 
@@ -137,6 +137,9 @@ def test_conversions_do_not_mix(tmp_path):
     refused(lambda: convert_data(k, k, 'kubric', progress=False), "holds a split 'train' already")
     refused(lambda: convert_data(k, tmp_path/'out', 'webdataset', progress=False), 'another conversion')
     other = kubric(tmp_path/'other'); refused(lambda: convert_data(other, tmp_path/'out', 'kubric', progress=False), 'another conversion')
+    broken = kubric(tmp_path/'broken'); (broken/'train/scene_0000/rgba_00000.png').write_bytes(b''); go = lambda **kw: convert_data(broken, tmp_path/'again', progress=False, **kw)
+    refused(go, 'rgba_00000.png'); assert '1 broken ones left out' in go(skip_broken=True) # nothing was written, so nothing is in the way
+    refused(lambda: go(skip_broken=True, shard_size=7), 'its shard_size differs')
     refused(lambda: convert_data(k, tmp_path/'x', 'coco', progress=False), "'coco'", 'kubric or webdataset')
     photo(tmp_path/'p/a.png'); refused(lambda: convert_data(tmp_path/'p', tmp_path/'x', 'kubric', progress=False), 'has no truth', 'webdataset')
     assert not (tmp_path/'x').exists() and len(open_dataset(tmp_path/'out').check(progress=False))==3
