@@ -244,7 +244,7 @@ def feature_card(
     with threadpool_limits(1), tqdm(total=steps, desc='feature card', unit='step', disable=not show_progress) as bar: # threads only get in the way of matrices so small
         for kind in Normalizer.kinds:
             norm = Normalizer(kind, d).fit(feats if train_feats is None else train_feats)
-            x, spectra[kind] = norm(feats), spectrum(norm(feats))
+            x = norm(feats); spectra[kind] = spectrum(x)
             rows[kind] = _describe(x, spectra[kind], grid) | dict(k=k); bar.update()
             if true: rows[kind] |= _score(truth, norm, k, seeds, masks.setdefault(kind, {}), bar)
     floors = _floors(truth, grid) if true else pd.DataFrame()

@@ -46,9 +46,8 @@ class SlotAutoencoder(nn.Module):
     def forward(self,
         feats:Tensor, # (b n d) normalised patch tokens
         generator:torch.Generator|None=None, # of the initial slots' noise
-        noise:Tensor|None=None, # (b k d) the noise itself, drawn elsewhere
     ) -> ModelOutput:
         check_shape(feats, f'b {self.num_patches} d', 'feats')
-        slots, attn, logits = self.slot_attention(self.project(feats), self.init(self.init.draw(len(feats), generator) if noise is None else noise))
+        slots, attn, logits = self.slot_attention(self.project(feats), self.init(self.init.draw(len(feats), generator)))
         recon, masks = self.decoder(slots, logits)
         return ModelOutput(recon, slots, attn, masks)

@@ -6,23 +6,20 @@
 __all__ = ['MoviRecords']
 
 # %% ../nbs/13_movi.ipynb #cell-2
-import importlib, json, logging, struct
+import json, logging, struct
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
+from functools import cache, partial
 from io import BytesIO
 from pathlib import Path
 import fsspec, numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from PIL import Image
 from tqdm import tqdm
-from .core import SlotnbError, atomic_path, cache_dir, digest
+from .core import SlotnbError, atomic_path, cache_dir, digest, need_extra
 from .data import Dataset, Entry, Sample
 
 # %% ../nbs/13_movi.ipynb #cell-7
-def _need(name):
-    "Import a library of the extra `movi`, or say how to get it."
-    try: return importlib.import_module(name)
-    except ImportError: raise SlotnbError(f'MOVi records need {name}, which is not installed; pip install slotnb[movi]') from None
+_need = partial(need_extra, extra='movi', why='MOVi records need')
 
 def _checksum(b):
     "TFRecord's masked CRC-32C."

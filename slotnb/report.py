@@ -116,6 +116,12 @@ def plot_scores(
     return mark(fig, data.label)
 
 # %% ../nbs/52_report.ipynb #cell-14
+def _test_masks(run_dir, source):
+    "A run's config.json, its masks of the test scenes (s k n), and their grid (h, w)."
+    book = read_json(Path(run_dir)/'config.json')
+    return book, load_tensors(Path(run_dir)/'test_masks.safetensors')[0][source].float(), tuple(book['backbone']['grid'])
+
+# %% ../nbs/52_report.ipynb #cell-15
 def plot_masks(
     run_dir:str|Path, # a finished run
     scenes:list, # of `slotnb.data.Sample`, the test scenes in order
@@ -123,28 +129,27 @@ def plot_masks(
     source:str='attn', # 'attn' or 'masks'
 ) -> plt.Figure:
     "Image, truth, segments and every slot's soft mask of some test scenes."
-    tensors, _ = load_tensors(Path(run_dir)/'test_masks.safetensors')
-    chosen, masks = [scenes[i] for i in ids], tensors[source][ids].float()
-    grid = tuple(read_json(Path(run_dir)/'config.json')['backbone']['grid'])
+    book, masks, grid = _test_masks(run_dir, source)
+    chosen, masks = [scenes[i] for i in ids], masks[ids]
     fig = mask_grid(chosen, masks, [hard_masks(m, s.image.shape[:2], grid) for m, s in zip(masks, chosen)], grid)
-    return mark(fig, [label(read_json(Path(run_dir)/'config.json'))])
+    return mark(fig, [label(book)])
 
-# %% ../nbs/52_report.ipynb #cell-15
+# %% ../nbs/52_report.ipynb #cell-16
 def plot_refined(
     run_dir:str|Path, # a finished run
     scenes:list, # of `slotnb.data.Sample`, the test scenes in order
     ids:list[int], # which of them
 ) -> plt.Figure:
     "Image, truth (where all have one), and slot attention's masks refined by the image, one scene a column."
-    attn, grid = load_tensors(Path(run_dir)/'test_masks.safetensors')[0]['attn'].float(), tuple(read_json(Path(run_dir)/'config.json')['backbone']['grid'])
+    book, attn, grid = _test_masks(run_dir, 'attn')
     chosen = [scenes[i] for i in ids]
     segments = [refine_masks(s.image, attn[i], grid=grid) for i, s in zip(ids, chosen)]
     truth = all(s.segmentation is not None for s in chosen)
     colored = [overlay(s.image, l, match_colors(s.segmentation, l) if truth else np.arange(l.max() + 1) + 1) for s, l in zip(chosen, segments)]
     rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen if truth] + colored
-    return mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [label(read_json(Path(run_dir)/'config.json'))])
+    return mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [label(book)])
 
-# %% ../nbs/52_report.ipynb #cell-16
+# %% ../nbs/52_report.ipynb #bcb94d3c
 def plot_materials(
     runs:pd.DataFrame, # of `load_runs`
     source:str='attn', # 'attn' or 'masks'
@@ -157,7 +162,7 @@ def plot_materials(
     ax.set(xlabel='mean best overlap of an object (IoU, %)', ylabel=''); fig.tight_layout(); plt.close(fig)
     return mark(fig, long.label)
 
-# %% ../nbs/52_report.ipynb #cell-18
+# %% ../nbs/52_report.ipynb #21bce909
 def build_report(
     runs_dir:str|Path='runs', # of a sweep
     out:str|Path='reports/_build/ta_report.html', # the page; the executed notebook is put beside it
