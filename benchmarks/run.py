@@ -1,71 +1,78 @@
-"""Speed, measured: both sides alternate in one process, and the ratio of the medians is what counts.
+"""Speed with its quality: every part compares two sides in one process and in turns, and says what came out the same.
 
-python benchmarks/run.py [--repeats 15] [--out benchmarks/result.json]
+steps       a training step and a forward pass against the same equations written plainly: time, memory, FLOPs, share of the processor's peak
+quality     2,000 steps on real features from the same start, paired over five seeds: loss curves, FG-ARI, ARI, mBO
+vectorize   many runs as one program against one after another
+extraction  images per second of the backbones against the libraries' own forward pass
+scale       time and memory against the number of scenes, patches and slots
+
+python benchmarks/run.py [--only steps quality] [--small] [--out benchmarks/result.json]
+
+A part that is done is written at once; parts that are not asked for keep what they were.
 """
-import argparse, json, platform, statistics, time
+import argparse, json, sys, time
 from pathlib import Path
 import torch
-from torch import nn
-from slotnb.decoder import MLPDecoder
-from slotnb.train import TrainConfig, build, train_epoch
+from tqdm import tqdm
+from measure import machine
+from slotnb.core import read_json, write_json
+from slotnb.report import TRAINED, speed_table, throughput_table
+
+HERE = Path(__file__).parent
+SMALL_SIZE = dict(slots=3, slot_dim=16, patches=16, hidden=24, batch=2)
 
 
-class PlainMLPDecoder(nn.Module):
-    "The MLP broadcast decoder as the papers write it: every layer on slots x patches."
-    def __init__(self, slot_dim, feat_dim, num_patches, hidden_dim, mask_temperature):
-        super().__init__()
-        self.pos, self.mask_temperature = nn.Parameter(torch.randn(num_patches, slot_dim)*.02), mask_temperature
-        self.first, self.hidden = nn.Linear(slot_dim, hidden_dim), nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(2))
-        self.to_feats, self.to_alpha = nn.Linear(hidden_dim, feat_dim), nn.Linear(hidden_dim, 1)
-
-    def forward(self, slots):
-        h = self.first(slots[:, :, None] + self.pos).relu()
-        for layer in self.hidden: h = layer(h).relu()
-        masks = (self.to_alpha(h)/self.mask_temperature).softmax(1)
-        return (masks*self.to_feats(h)).sum(1)
+def steps(small, progress):
+    from steps import SIZES, bench_steps
+    if small: return bench_steps(3, {name: SMALL_SIZE | dict(decoder=SIZES[name]['decoder']) for name in TRAINED.values()}, progress, True)
+    return bench_steps(9, SIZES, progress)
 
 
-def alternate(sides, repeats):
-    "Median seconds of each side; they take turns, so that a slow minute hits both."
-    for f in sides.values(): f()
-    times = {name: [] for name in sides}
-    for _ in range(repeats):
-        for name, f in sides.items(): start = time.perf_counter(); f(); times[name].append(time.perf_counter() - start)
-    return {name: dict(median=statistics.median(t), quartiles=statistics.quantiles(t, n=4)[::2]) for name, t in times.items()}
+def quality(small, progress):
+    from quality import bench_quality
+    return bench_quality(*((4, 2) if small else (2000, 5)), progress=progress)
 
 
-def bench_mlp_decoder(repeats, slots=11, dim=128, patches=256, feat_dim=384, hidden=1024, batch=2):
-    args = (dim, feat_dim, patches, hidden, .5)
-    fast, plain = MLPDecoder(*args), PlainMLPDecoder(*args)
-    plain.load_state_dict(fast.state_dict())
-    x = torch.randn(batch, slots, dim, requires_grad=True)
-    def step(f): f(x).square().mean().backward()
-    sides = {'plain': lambda: step(plain), 'slotnb': lambda: step(lambda s: fast(s).recon)}
-    difference = (fast(x).recon - plain(x)).abs().max().item()
-    assert difference < 1e-4, difference
-    return alternate(sides, repeats) | dict(what='MLP broadcast decoder, forward and backward', largest_difference=difference)
+def vectorize(small, progress):
+    from vectorize import bench_vectorize
+    return bench_vectorize(*(2, 3, 1) if small else ())
 
 
-def bench_epoch(repeats, scenes=60, dim=384):
-    "The default model: an epoch of 60 scenes at batch 2, features in memory."
-    config, feats, epoch = TrainConfig(device='cpu'), torch.randn(scenes, 256, dim), iter(range(10**6))
-    model = build(config, dim)
-    opt = torch.optim.Adam(model.parameters(), lr=config.lr, fused=True)
-    return alternate({'slotnb': lambda: train_epoch(model, opt, feats, config, next(epoch))}, repeats) | dict(what=f'epoch of {scenes} scenes at batch {config.batch_size}')
+def extraction(small, progress):
+    from extraction import bench_extraction
+    return bench_extraction(9, small=small, progress=progress)
+
+
+def scale(small, progress):
+    from scale import figure, scale_all
+    results = scale_all(*((4, 6), (16, 32, 64), (2, 4, 8), 3, 16) if small else ())
+    if not small: figure(results, HERE/'scale.png')
+    return results
+
+
+PARTS = dict(steps=steps, quality=quality, vectorize=vectorize, extraction=extraction, scale=scale)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--repeats', type=int, default=15, help='how often each side runs')
-    p.add_argument('--out', default='benchmarks/result.json', help='where the numbers go')
+    p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS), metavar='PART', help=f'some of {", ".join(PARTS)}; default: all')
+    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of each side; default: what torch takes here (%(default)s)')
+    p.add_argument('--small', action='store_true', help='tiny sizes: that everything runs and both sides agree; the times mean nothing')
+    p.add_argument('--out', default=str(HERE/'result.json'), help='where the numbers go')
     args = p.parse_args()
-    results = [bench_mlp_decoder(args.repeats), bench_epoch(max(3, args.repeats//3))]
-    machine = dict(processor=platform.processor() or platform.machine(), threads=torch.get_num_threads(), torch=torch.__version__,
-                   capability=torch.backends.cpu.get_cpu_capability())
-    for r in results:
-        ratio = f", {r['plain']['median']/r['slotnb']['median']:.2f}x the plain one" if 'plain' in r else ''
-        print(f"{r['what']}: {r['slotnb']['median']:.3f} s{ratio}")
-    Path(args.out).write_text(json.dumps(dict(machine=machine, results=results), indent=1) + '\n')
+    out = Path(args.out)
+    result = read_json(out) if out.exists() else {}
+    with tqdm(args.only, unit='part') as bar:
+        for name in bar:
+            torch.set_num_threads(args.threads)
+            about, start = machine() | dict(date=time.strftime('%Y-%m-%d')), time.perf_counter()
+            bar.set_description(name)
+            found = PARTS[name](args.small, lambda text: bar.set_postfix_str(text))
+            result[name] = dict(machine=about, seconds=time.perf_counter() - start, small=args.small, result=found)
+            write_json(out, result)
+    if 'steps' in result: print(speed_table(result).to_string(), '\n')
+    if {'steps', 'quality'} <= result.keys(): print(throughput_table(result).to_string())
+    print(f'\nall numbers: {out}')
 
 
 if __name__=='__main__': main()

@@ -13,7 +13,8 @@ from functools import cached_property
 from operator import index
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SlotnbError, check_shape, default_device
+from .core import SlotnbError, check_shape, default_device, has_bf16
+from .fused import INT8, FusedBlocks, fused_obstacle
 from .weights import load_state, read_state, resolve_weights
 
 # %% ../nbs/21_backbones.ipynb #cell-5
@@ -75,6 +76,10 @@ def _build(spec, size=None):
     "The bare network of `spec`, randomly initialised; size (h, w), None is the library's own."
     return dict(timm=_build_timm, open_clip=_build_open_clip)[spec.source](spec, size)
 
+def _outline(spec):
+    "The network on torch's meta device: shapes and no numbers."
+    with torch.random.fork_rng(devices=[]), torch.device('meta'): return _build(spec)
+
 # %% ../nbs/21_backbones.ipynb #cell-11
 def _blocks(net): return net.transformer.resblocks if hasattr(net, 'transformer') else net.blocks
 def _last_norm(net): return net.ln_post if hasattr(net, 'ln_post') else getattr(net, 'norm', None)
@@ -84,6 +89,16 @@ def _intermediates(net, x, layers, norm):
     kw = dict(indices=layers, intermediates_only=True, output_fmt='NCHW', stop_early=True)
     if hasattr(net, 'ln_post'): return net.forward_intermediates(x, normalize_intermediates=norm, **kw)['image_intermediates']
     return net.forward_intermediates(x, norm=norm, **kw)
+
+class _Heard(Exception): "Carries out of a network what was waited for."
+
+def _embedded(net, x):
+    "What goes into the first block (b n d)."
+    def stop(module, args): raise _Heard(args[0])
+    hook = _blocks(net)[0].register_forward_pre_hook(stop)
+    try: _intermediates(net, x, [0], False)
+    except _Heard as heard: return heard.args[0]
+    finally: hook.remove()
 
 @torch.no_grad()
 def read_spec(
@@ -182,12 +197,7 @@ def project_facet(
     return F.linear(x, weight.chunk(3)[i], None if bias is None else bias.chunk(3)[i])
 
 # %% ../nbs/21_backbones.ipynb #cell-17
-PRECISIONS = ('fp32', 'bf16', 'auto')
-
-def _has_bf16(device):
-    "Whether the device has units that multiply bfloat16 matrices."
-    if device.type=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type=='cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+PRECISIONS = ('fp32', 'bf16', 'int8', 'auto')
 
 # %% ../nbs/21_backbones.ipynb #cell-19
 def _pair(value, name):
@@ -211,7 +221,7 @@ class ViTBackbone:
         grid_size:int|tuple[int, int]|str='spec', # patches that come out, resampled bilinearly; 'native' resamples nothing, 'spec' is the spec's
         device:str='auto', # where the network runs
         facet:str='token', # 'token', or 'query', 'key' or 'value' of that block's attention
-        precision:str='fp32', # 'fp32', 'bf16', or 'auto': bf16 where the device has units for it
+        precision:str='fp32', # 'fp32', 'bf16', 'int8' (a CPU with AVX-512), or 'auto': bf16 where the device has units for it
     ):
         self.spec = spec = backbone_spec(name)
         self.resolution = h, w = spec.native if resolution=='spec' else _pair(resolution, 'resolution')
@@ -227,14 +237,17 @@ class ViTBackbone:
         self.weights, self.device = resolve_weights(spec, weights), default_device(device)
         self.layer, self.facet, self.dim = layer % spec.depth, facet, spec.dim if facet=='token' else spec.facet_dim
         self.final_norm = final_norm and facet=='token' and spec.has_norm
-        self.precision = ('bf16' if _has_bf16(self.device) else 'fp32') if precision=='auto' else precision
+        self.precision = ('bf16' if has_bf16(self.device) else 'fp32') if precision=='auto' else precision
+        why = 'fp32' if self.precision=='fp32' else f'the device is {self.device}' if self.device.type!='cpu' else fused_obstacle(_blocks(_outline(spec)))
+        if why and self.precision=='int8': raise SlotnbError(f"precision 'int8' cannot be had of {name}: {why}; use 'bf16' or 'fp32'")
+        self.fused = not why
 
     @property
     def record(self) -> dict: # all that decides the features; part of every run's provenance
         s = self.spec
         return dict(backbone=s.name, source=s.source, arch=s.arch, quick_gelu=s.quick_gelu, weights=str(self.weights),
             weights_digest=self.weights.digest, layer=self.layer, facet=self.facet, final_norm=self.final_norm,
-            resolution=list(self.resolution), grid=list(self.grid), prefix_tokens=s.prefix_tokens, dim=self.dim, precision=self.precision,
+            resolution=list(self.resolution), grid=list(self.grid), prefix_tokens=s.prefix_tokens, dim=self.dim, precision=self.precision + ' fused'*self.fused,
             position=f'{s.pos_mode}{f", offset {s.pos_offset}" if s.pos_offset else ""}{", antialiased" if s.pos_antialias else ""}')
 
     @cached_property
@@ -244,6 +257,11 @@ class ViTBackbone:
             net = _build(self.spec, self.resolution)
         if self.weights.path: load_state(net, read_state(self.weights.path), self.spec, self.weights.path)
         return net.eval().requires_grad_(False).to(self.device)
+
+    @cached_property
+    def _fused_blocks(self):
+        count = self.layer + (self.facet=='token')
+        return FusedBlocks(_blocks(self.net)[:count], INT8 if self.precision=='int8' else None)
 
     @torch.no_grad()
     def __call__(self,
@@ -262,18 +280,26 @@ class ViTBackbone:
     @torch.no_grad()
     def tokens(self, x):
         "Patch tokens (b n d) on the native grid, of preprocessed images; blocks behind `layer` are not computed."
+        h, w = self.native_grid
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision=='bf16' and not self.fused):
+            feats = self._fused_tokens(x) if self.fused else self._library_tokens(x)
+        check_shape(feats, f'b {h*w} {self.dim}', f"patch tokens of '{self.spec.name}'")
+        return feats.float()
+
+    def _fused_tokens(self, x):
+        tokens, block = self._fused_blocks(_embedded(self.net, x)), _blocks(self.net)[self.layer]
+        if self.facet!='token': tokens = project_facet(block.attn, (getattr(block, 'norm1', None) or block.ln_1)(tokens), self.facet)
+        elif self.final_norm: tokens = _last_norm(self.net)(tokens)
+        return tokens[:, self.spec.prefix_tokens:]
+
+    def _library_tokens(self, x):
         facet, attn = [], None if self.facet=='token' else _blocks(self.net)[self.layer].attn
         def listen(module, args): facet.append(project_facet(module, args[0], self.facet))
         hook = attn and attn.register_forward_pre_hook(listen)
-        try:
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision=='bf16'):
-                maps = _intermediates(self.net, x, [self.layer], self.final_norm)[0]
+        try: maps = _intermediates(self.net, x, [self.layer], self.final_norm)[0]
         finally:
             if hook: hook.remove()
-        feats = facet[0][:, self.spec.prefix_tokens:] if facet else maps.flatten(2).transpose(1, 2)
-        h, w = self.native_grid
-        check_shape(feats, f'b {h*w} {self.dim}', f"patch tokens of '{self.spec.name}'")
-        return feats.float()
+        return facet[0][:, self.spec.prefix_tokens:] if facet else maps.flatten(2).transpose(1, 2)
 
 # %% ../nbs/21_backbones.ipynb #cell-21
 def resample_grid(

@@ -27,13 +27,14 @@ class MLPDecoder(nn.Module):
         num_patches:int, # patches of the grid
         hidden_dim:int=1024, # of the MLP's three hidden layers
         mask_temperature:float=1., # divides alpha before the softmax over slots
+        pos_std:float=.02, # of the positions, at the start
     ):
         super().__init__()
         self.mask_temperature = mask_temperature
         self.first, self.hidden = nn.Linear(slot_dim, hidden_dim), nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(2))
         self.to_feats, self.to_alpha = nn.Linear(hidden_dim, feat_dim), nn.Linear(hidden_dim, 1)
         xavier_(self)
-        self.pos = nn.Parameter(torch.randn(num_patches, slot_dim)*.02)
+        self.pos = nn.Parameter(torch.randn(num_patches, slot_dim)*pos_std)
 
     def forward(self,
         slots:Tensor, # (b k d)

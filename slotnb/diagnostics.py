@@ -9,22 +9,27 @@ __all__ = ['feature_stats', 'feature_std_table', 'slot_stats', 'collapse']
 import math
 import pandas as pd, torch
 from torch import Tensor
-from .core import SlotnbError, check_shape
+from .core import SlotnbError, batches, check_shape
 from .losses import slot_cosine
+from .normalizer import Moments
 
 # %% ../nbs/44_diagnostics.ipynb #9f481a6e
 def feature_stats(
-    feats:Tensor, # (s n d) patch tokens of several images
+    feats:Tensor, # (s n d) patch tokens of several images; anything that `batches` takes, so they need not be in memory
 ) -> dict[str, float]:
-    "Scale and content of features; std and mean in their own units, the rest without units."
+    "Scale and content of features; std and mean in their own units, the rest without units. One pass."
     s, n, d = check_shape(feats, 's n d', 'feats')
-    flat, by_channel, by_sample = feats.flatten(0, 1), feats.flatten(0, 1).std(0), feats.flatten(1).std(1)
-    variance = torch.linalg.eigvalsh(torch.cov(flat.T.double())).flip(0).clamp(min=0)
-    unit = torch.nn.functional.normalize(feats, dim=-1)
-    return dict(std=feats.std().item(), mean=feats.mean().item(),
+    seen, cosine, by_sample = Moments(d, cross=True), 0., []
+    for x in batches(feats):
+        seen.add(x)
+        by_sample.append(x.flatten(1).std(1))
+        unit = torch.nn.functional.normalize(x, dim=-1)
+        cosine += ((unit.sum(1).square().sum(-1) - n)/(n*(n - 1))).sum().item()
+    by_channel, by_sample = seen.std, torch.cat(by_sample)
+    variance = torch.linalg.eigvalsh(seen.variance).flip(0).clamp(min=0)
+    return dict(std=seen.total_std, mean=seen.mean.mean().item(),
         channel_std_min=by_channel.min().item(), channel_std_median=by_channel.median().item(), channel_std_max=by_channel.max().item(),
-        sample_std_min=by_sample.min().item(), sample_std_max=by_sample.max().item(),
-        patch_cosine=((unit.sum(1).square().sum(-1) - n)/(n*(n - 1))).mean().item(),
+        sample_std_min=by_sample.min().item(), sample_std_max=by_sample.max().item(), patch_cosine=cosine/s,
         components_90=1 + int((variance.cumsum(0)/variance.sum() < .9).sum()))
 
 # %% ../nbs/44_diagnostics.ipynb #a99bd374
@@ -58,7 +63,7 @@ def slot_stats(
 
 # %% ../nbs/44_diagnostics.ipynb #28687a42
 def collapse(
-    stats:dict[str, float], # of `slot_stats`, optionally with `fvu`
+    stats:dict[str, float], # of `slot_stats`, optionally with `fvu`, and with `target_std_kept` and `target_rank_kept` of a target that is learnt
 ) -> str: # '' when nothing is wrong
     "What has collapsed, in words with the number that shows it."
     said = []
@@ -66,4 +71,6 @@ def collapse(
     if stats['largest_share'] > .95: said.append(f"one slot has {100*stats['largest_share']:.0f} % of the image")
     if stats['slot_cosine'] > .99: said.append(f"slots are all the same (cosine {stats['slot_cosine']:.2f})")
     if stats.get('fvu', 0) >= 1: said.append(f"the reconstruction is no better than the mean feature (FVU {stats['fvu']:.2f})")
+    if stats.get('target_std_kept', 1) < .5: said.append(f"the target has shrunk to {100*stats['target_std_kept']:.0f} % of its features' std: a low loss means nothing")
+    if stats.get('target_rank_kept', 1) < .5: said.append(f"the target spans {100*stats['target_rank_kept']:.0f} % of its features' directions: a low loss means nothing")
     return '; '.join(said)

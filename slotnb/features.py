@@ -38,6 +38,7 @@ class Features:
     ):
         self.folder, index = Path(folder), _read_index(folder)
         self.record, self.shape, self.shard_size = index['record'], tuple(index['shape']), index['shard_size']
+        self.order = torch.arange(len(self)) # what an index selects from
         self.shards = [_map(path, (stop - start, *self.shape[1:])) for path, start, stop in _shards(self.folder, index)]
 
     def __len__(self) -> int: return self.shape[0]
@@ -46,7 +47,7 @@ class Features:
     def __getitem__(self,
         i:int|slice|Tensor|list, # which samples
     ) -> Tensor: # (n d) for an int, else (s n d), float32
-        index = torch.arange(len(self))[i]
+        index = self.order[i]
         if not index.ndim: return self.shards[index//self.shard_size][index%self.shard_size].float()
         out, shard = torch.empty(*index.shape, *self.shape[1:]), index//self.shard_size
         for j in shard.unique(): out[shard==j] = self.shards[j][index[shard==j]%self.shard_size].float()

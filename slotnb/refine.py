@@ -23,7 +23,7 @@ def guided_filter(
     I = image.transpose(2, 0, 1).astype(np.float32)
     mean = box(I) # (3 h w)
     cov = box(I[:, None]*I[None]) - mean[:, None]*mean[None] + eps*np.eye(3, dtype=np.float32)[..., None, None]
-    inverse = np.linalg.inv(cov.transpose(2, 3, 0, 1)) # (h w 3 3)
+    inverse = torch.linalg.inv(torch.from_numpy(cov.transpose(2, 3, 0, 1))).numpy() # (h w 3 3); NumPy's takes four times as long
     out = []
     for m in masks.astype(np.float32):
         a = np.einsum('hwij,jhw->ihw', inverse, box(I*m) - mean*box(m)) # equation 5

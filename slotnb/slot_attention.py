@@ -6,6 +6,7 @@
 __all__ = ['inverted_attention', 'SlotInit', 'SlotOutput', 'SlotAttention', 'xavier_', 'InputProjection']
 
 # %% ../nbs/30_slot_attention.ipynb #cell-2
+import math
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
@@ -26,19 +27,21 @@ def inverted_attention(
 # %% ../nbs/30_slot_attention.ipynb #cell-12
 class SlotInit(nn.Module):
     "Initial slots."
-    kinds = ('random', 'learned')
+    kinds = ('random', 'learned', 'kmeans')
+    rounds = 10 # of k-means
 
     def __init__(self,
         num_slots:int, # slots an image
         slot_dim:int, # channels of a slot
         kind:str='random', # one of `SlotInit.kinds`
+        std:float=1., # at the start, of 'random'
     ):
         super().__init__()
         if kind not in self.kinds: raise SlotnbError(f"slot_init '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
         self.kind, self.num_slots = kind, num_slots
         self.mean = nn.Parameter(torch.empty(1, num_slots if kind=='learned' else 1, slot_dim))
         nn.init.xavier_uniform_(self.mean)
-        if kind=='random': self.log_std = nn.Parameter(torch.zeros(1, 1, slot_dim))
+        if kind=='random': self.log_std = nn.Parameter(torch.full((1, 1, slot_dim), math.log(std)))
 
     def draw(self,
         batch:int, # images
@@ -50,8 +53,25 @@ class SlotInit(nn.Module):
 
     def forward(self,
         noise:Tensor, # (b k d) of `draw`
+        inputs:Tensor|None=None, # (b n d) projected patch tokens; only 'kmeans' looks at them
     ) -> Tensor: # (b k d)
-        return self.mean.expand_as(noise) if self.kind=='learned' else self.mean + self.log_std.exp()*noise.to(self.mean.device)
+        if self.kind=='learned': return self.mean.expand_as(noise)
+        noise = noise.to(self.mean.device)
+        if self.kind=='random': return self.mean + self.log_std.exp()*noise
+        if inputs is None: raise SlotnbError("slot_init 'kmeans' has to see the inputs: init(noise, inputs)")
+        return self.mean + self._centres(noise, nn.functional.layer_norm(inputs, inputs.shape[-1:]).detach())
+
+    def _centres(self, noise, x):
+        "(b k d) means of clusters of tokens; the noise chooses where they start, a cluster that wins nothing stays."
+        (k, n), which = (noise.shape[1], x.shape[1]), torch.arange(noise.shape[1], device=x.device)
+        first = ((which[:, None] + torch.special.ndtr(noise[..., :1]))*n/k).long().clamp(max=n - 1) # one patch from each k-th part, so that none is drawn twice
+        centres = torch.take_along_dim(x, first, 1)
+        for _ in range(self.rounds):
+            nearest = (2*centres @ x.transpose(1, 2) - centres.square().sum(-1, keepdim=True)).argmax(1) # (b n)
+            own = (nearest[:, None]==which[:, None]).to(x.dtype) # (b k n)
+            count = own.sum(-1, keepdim=True)
+            centres = torch.where(count > 0, own @ x/count.clamp(min=1), centres)
+        return centres
 
 # %% ../nbs/30_slot_attention.ipynb #cell-15
 class SlotOutput(NamedTuple):
@@ -66,9 +86,10 @@ class SlotAttention(nn.Module):
         slot_dim:int=128, # channels of slots and inputs
         num_iters:int=3, # rounds of competition
         hidden_dim:int=256, # of the residual MLP
+        temperature:float=1., # divides the logits of every round; the paper has none, which is 1
     ):
         super().__init__()
-        self.num_iters = num_iters
+        self.num_iters, self.temperature = num_iters, temperature
         self.norm_inputs, self.norm_slots, self.norm_mlp = nn.LayerNorm(slot_dim), nn.LayerNorm(slot_dim), nn.LayerNorm(slot_dim)
         self.to_q, self.to_k, self.to_v = (nn.Linear(slot_dim, slot_dim, bias=False) for _ in range(3))
         self.gru = nn.GRUCell(slot_dim, slot_dim)
@@ -83,7 +104,7 @@ class SlotAttention(nn.Module):
         x = self.norm_inputs(inputs)
         key, value = self.to_k(x), self.to_v(x)
         for _ in range(self.num_iters):
-            updates, logits = inverted_attention(self.to_q(self.norm_slots(slots)), key, value)
+            updates, logits = inverted_attention(self.to_q(self.norm_slots(slots))/self.temperature, key, value)
             slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
             slots = slots + self.mlp(self.norm_mlp(slots))
         return SlotOutput(slots, logits.softmax(1), logits)
@@ -100,12 +121,17 @@ def xavier_(
 
 # %% ../nbs/30_slot_attention.ipynb #cell-18
 class InputProjection(nn.Sequential):
-    "LayerNorm and a 2-layer MLP, from a backbone's width to the slots'."
+    "From a backbone's width to the slots'."
+    kinds = ('mlp', 'linear', 'bare')
+
     def __init__(self,
         feat_dim:int, # width of the patch tokens
         slot_dim:int=128, # width of the slots
         hidden_dim:int=384, # between the two layers
+        kind:str='mlp', # 'mlp': LayerNorm and two layers; 'linear': LayerNorm and one; 'bare': two layers without LayerNorm
     ):
+        if kind not in self.kinds: raise SlotnbError(f"projection '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
         norm = nn.LayerNorm(feat_dim, elementwise_affine=False) # scale and shift would be absorbed by the linear layer behind them
-        super().__init__(norm, nn.Linear(feat_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
+        layers = [nn.Linear(feat_dim, slot_dim)] if kind=='linear' else [nn.Linear(feat_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim)]
+        super().__init__(*([] if kind=='bare' else [norm]), *layers)
         xavier_(self)

@@ -158,14 +158,14 @@ def test_settings():
     assert ViTBackbone('dino_vits16', 'random').grid==(16, 16) and ViTBackbone('dino_vits16', 'random', grid_size='native').grid==(14, 14)
     b = ViTBackbone('timm:test_vit', 'random', resolution=[96, 64], grid_size=(3, 8), layer=-2, facet='value', precision='bf16')
     r = b.record
-    assert (r['resolution'], r['grid'], r['layer'], r['facet'], r['final_norm'], r['precision'])==([96, 64], [3, 8], 4, 'value', False, 'bf16')
+    assert (r['resolution'], r['grid'], r['layer'], r['facet'], r['final_norm'], r['precision'])==([96, 64], [3, 8], 4, 'value', False, 'bf16' + ' fused'*b.fused)
     assert 'net' not in vars(b) and b(IMAGES[:1]).shape==(1, 24, r['dim'])
     assert ViTBackbone('timm:beit_base_patch16_224', 'random').record['final_norm'] is False # it has none over tokens
 
 
 @pytest.mark.parametrize('kw, said', [(dict(resolution=(224, 225)), '224x225.*patch size 16'), (dict(resolution='big'), 'resolution big'), (dict(resolution=0), 'at least 1'),
     (dict(resolution=(1, 2, 3)), 'pair'), (dict(grid_size=0), 'at least 1'), (dict(grid_size=2.5), 'pair'), (dict(facet='keys'), 'query, key, value'),
-    (dict(precision='fp16'), 'fp32, bf16, auto'), (dict(layer=6), '6 blocks')])
+    (dict(precision='fp16'), 'fp32, bf16, int8, auto'), (dict(layer=6), '6 blocks')])
 def test_wrong_settings(kw, said):
     with pytest.raises(SlotnbError, match=said): ViTBackbone('timm:test_vit', 'random', **kw)
 

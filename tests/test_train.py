@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, torch
 from conftest import DATA, ROOT
 from slotnb.core import SlotnbError
-from slotnb.train import TrainConfig, evaluate, fit, load_run
+from slotnb.train import TrainConfig, build, evaluate, fit, load_run, load_tensors, warm_start
 
 SMALL = dict(data_dir=str(DATA), num_epochs=24, warmup_epochs=2, slot_dim=64, hidden_dim=64, device='cpu')
 CODE = 'import sys; from slotnb.train import *; fit(TrainConfig(**eval(sys.argv[1])), show_progress=False, save_every=float(sys.argv[2]))'
@@ -88,3 +88,20 @@ def test_cuda_agrees_with_cpu(tmp_path):
         run_dir = fit(replace(TrainConfig(**SMALL | dict(num_epochs=2)), device=device, save_dir=str(tmp_path/device)), False)
         rows.append([float(r['mse']) for r in csv.DictReader(open(run_dir/'metrics.csv'))])
     assert rows[0]==pytest.approx(rows[1], rel=1e-3)
+
+
+def few(folder, **other): return TrainConfig(**SMALL | dict(num_epochs=1, warmup_epochs=0, save_dir=str(folder)) | other)
+
+
+def test_warm_start(tmp_path):
+    "Projection, initial slots and slot attention of another run, and nothing else; a run of another shape is refused by name."
+    first = fit(few(tmp_path/'first'), show_progress=False)
+    before = load_tensors(first/'best_model.safetensors')[0]
+    config = few(tmp_path/'second', decoder='mlp', seed=5, warm_start=str(first))
+    model = build(config, 384, 256); fresh = {k: v.clone() for k, v in model.state_dict().items()}
+    warm_start(model, config.warm_start)
+    for k, v in model.state_dict().items():
+        taken = k.startswith(('project.', 'init.', 'slot_attention.'))
+        assert v.equal(before[f'model.{k}'] if taken else fresh[k]), k
+    with pytest.raises(SlotnbError, match='of another model: model.project'): fit(few(tmp_path/'third', slot_dim=16, warm_start=str(first)), show_progress=False)
+    with pytest.raises(SlotnbError, match='nowhere/best_model.safetensors is missing'): fit(few(tmp_path/'fourth', warm_start='nowhere'), show_progress=False)

@@ -1,0 +1,126 @@
+"""Does it still learn the same? 2,000 steps from the same weights, data order and noise, written plainly and by slotnb, paired by seed, scored once on the test scenes.
+
+Real DINOv2 features of the committed scenes. Nothing is timed here, so two processes of one thread each train at the same time.
+
+python benchmarks/quality.py [--steps 2000] [--seeds 5] [--out benchmarks/quality.json]
+"""
+import argparse, json, os, subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+import numpy as np, torch
+from plain import Plain, PlainStep
+from slotnb.core import generator, write_json
+from slotnb.losses import fvu
+from slotnb.metrics import evaluate_masks
+from slotnb.normalizer import Normalizer
+from slotnb.stack import Stack
+from slotnb.step import TrainStep, adam
+from slotnb.train import TrainConfig, build, lr_at, predict, prepare
+
+DATA = str(Path(__file__).parent.parent/'data/movi_a_subset')
+MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidden_dim=128)) # the papers' decoder at a width that two cores train in minutes
+SIDES = [('default', 'plain', 2, 1), ('default', 'fp32', 2, 1), ('default', 'bf16', 2, 1), ('default', 'stack', 2, 1), ('default', 'fp32', 16, 1), ('default', 'fp32', 16, 8),
+         ('mlp', 'plain', 2, 1), ('mlp', 'fp32', 2, 1), ('mlp', 'bf16', 2, 1)] # model, side, batch size, what the rate is multiplied with
+WINDOW = 100 # steps that make a point of a loss curve
+
+
+def stepper(configs, models, side):
+    "A function of features, noise and rate of each model; it returns the MSE of each."
+    def own(c, m):
+        if side=='plain':
+            plain = Plain(384, m.num_patches, c.slot_dim, c.decoder, c.hidden_dim, c.mask_temperature)
+            plain.load_state_dict(m.state_dict())
+            for (name, p), q in zip(plain.named_parameters(), plain.parameters()): m.get_parameter(name).data = q.data # trained plainly, scored as a model of slotnb
+            return PlainStep(plain, c.diversity_weight, c.clip_norm)
+        return TrainStep(m, adam(m.parameters(), c.lr), c.diversity_weight, c.clip_norm, side)
+    if side!='stack':
+        (step,) = [own(c, m) for c, m in zip(configs, models)]
+        return lambda xs, noises, lrs: [step(xs[0], noises[0], lrs[0])[1].item()]
+    stack = Stack(models, [adam(m.parameters(), c.lr) for c, m in zip(configs, models)], [c.diversity_weight for c in configs], [c.clip_norm for c in configs])
+    return lambda xs, noises, lrs: stack.step(torch.stack(xs), torch.stack(noises), torch.tensor(lrs, dtype=torch.float64))[1].tolist()
+
+
+def train(configs, feats, side, steps):
+    "The trained models and their loss curves (MSE, means over windows of steps)."
+    models = [build(c, feats.shape[-1], feats.shape[1]) for c in configs]
+    step, mse, i, epoch, per_epoch = stepper(configs, models, side), [], 0, 0, -(-len(feats)//configs[0].batch_size)
+    total = max(1, round(steps/per_epoch))
+    schedules = [replace(c, num_epochs=total, warmup_epochs=min(c.warmup_epochs, total - 1)) for c in configs]
+    while i < steps:
+        noises = [generator(c.seed, 'slots', epoch) for c in configs]
+        for batches in zip(*(torch.randperm(len(feats), generator=generator(c.seed, 'order', epoch)).split(c.batch_size) for c in configs)):
+            if i==steps: break
+            lrs = [lr_at(min(i, total*per_epoch - 1), per_epoch, c) for c in schedules]
+            mse.append(step([feats[b] for b in batches], [m.init.draw(len(b), g) for m, b, g in zip(models, batches, noises)], lrs)); i += 1
+        epoch += 1
+    window = max(1, min(WINDOW, steps))
+    return models, np.array(mse[:len(mse)//window*window]).T.reshape(len(configs), -1, window).mean(2).tolist()
+
+
+def score(model_name, side, batch_size, rate, seeds, steps):
+    "Train and score one side, one row a seed. Steps count batches of two, so that all sides see as many images."
+    torch.set_num_threads(1)
+    config = replace(TrainConfig(device='cpu', data_dir=DATA), **MODELS[model_name])
+    configs = [replace(config, batch_size=batch_size, lr=config.lr*rate, seed=seed) for seed in seeds]
+    data, norm = prepare(config, False), Normalizer(config.normalizer)
+    models, curves = train(configs, norm(data.train[:]), side, max(1, steps*2//batch_size))
+    scenes, test, rows = list(data.scenes['test']), norm(data.test[:]), []
+    for model, curve, seed in zip(models, curves, seeds):
+        out = predict(model, test, seed)
+        scores = evaluate_masks(scenes, out.attn, 'attn')[['fg_ari_attn', 'ari_attn', 'mbo_attn']].mean() # the masks that the project reports
+        rows.append(dict(model=model_name, side=side, batch_size=batch_size, rate=rate, seed=seed, curve=curve, test_fvu=fvu(out.recon, test).item(),
+                         **{k.removesuffix('_attn'): float(v) for k, v in scores.items()}))
+    return rows
+
+
+def paired(rows, model, side, base='plain'):
+    "Side minus base at batch 2, mean over seeds: of the loss curves in each window, as multiples of the base's spread over seeds, and of the scores with a 95 % interval."
+    from scipy.stats import t
+    of = lambda s: [r for r in sorted(rows, key=lambda r: r['seed']) if (r['model'], r['side'], r['batch_size'])==(model, s, 2)]
+    a, b = of(side), of(base)
+    curves = np.array([r['curve'] for r in a]) - np.array([r['curve'] for r in b])
+    off = np.abs(curves.mean(0))/np.array([r['curve'] for r in b]).std(0, ddof=1)
+    result = dict(model=model, side=side, seeds=len(a), curve=dict(median=float(np.median(off)), last=float(off[-1]), worst=float(off.max())))
+    for k in ('fg_ari', 'ari', 'mbo', 'test_fvu'):
+        d = np.array([x[k] - y[k] for x, y in zip(a, b)])
+        result[k] = dict(difference=float(d.mean()), interval=float(t.ppf(.975, len(d) - 1)*d.std(ddof=1)/len(d)**.5), spread_of_plain=float(np.std([y[k] for y in b], ddof=1)))
+    return result
+
+
+def bench_quality(steps=2000, seeds=5, sides=SIDES, progress=lambda text: None, workers=2):
+    "Every side and seed, two processes at a time."
+    torch.set_num_threads(1)
+    prepare(TrainConfig(device='cpu', data_dir=DATA)) # the features are there before the processes ask
+    jobs = [(*side, group) for side in sides for group in ([list(range(seeds))] if side[1]=='stack' else [[seed] for seed in range(seeds)])]
+    jobs.sort(key=lambda job: -len(job[-1])) # the long one first
+    def run(share):
+        "In a process of its own: one line of JSON a job."
+        process = subprocess.Popen([sys.executable, __file__, '--jobs', json.dumps([share, steps])], stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+        lines = []
+        for line in process.stdout:
+            lines += json.loads(line); progress(f"{lines[-1]['model']} {lines[-1]['side']}, batch {lines[-1]['batch_size']}, seed {lines[-1]['seed']}")
+        if process.wait(): raise SystemExit(f'a training process ended with exit code {process.returncode}')
+        return lines
+    with ThreadPoolExecutor(workers) as pool: rows = [r for lines in pool.map(run, [jobs[i::workers] for i in range(workers)]) for r in lines]
+    others = dict.fromkeys((m, s) for m, s, b, r in sides if s!='plain' and (b, r)==(2, 1) and (m, 'plain', 2, 1) in sides)
+    return dict(steps=steps, seeds=seeds, window=min(WINDOW, steps), test_scenes=24, rows=rows, paired=[paired(rows, *o) for o in others] if seeds > 1 else [])
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--steps', type=int, default=2000, help='of batches of two images')
+    p.add_argument('--seeds', type=int, default=5, help='each side is trained with so many')
+    p.add_argument('--out', default='benchmarks/quality.json', help='where the numbers go')
+    p.add_argument('--jobs', help=argparse.SUPPRESS)
+    args = p.parse_args()
+    if args.jobs:
+        jobs, steps = json.loads(args.jobs)
+        for job in jobs: print(json.dumps(score(*job, steps)), flush=True)
+        return
+    result = bench_quality(args.steps, args.seeds, progress=lambda text: print(text, flush=True))
+    write_json(args.out, result)
+    for r in result['paired']: print(json.dumps(r, indent=1))
+
+
+if __name__=='__main__': main()

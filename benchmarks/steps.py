@@ -1,0 +1,133 @@
+"""A step of training and a forward pass: slotnb against the same equations written plainly, both from the same weights, in turns, in one process.
+
+Called by run.py. FLOPs are those of matrix products; share_of_peak is what is left of the fastest matrix product measured in the same minute.
+"""
+import copy, json, os, shutil, subprocess, sys, time
+import torch
+from measure import alternate, flops, gemm_peak, joules, peak_bytes
+from plain import Plain, PlainStep
+from slotnb.model import SlotAutoencoder
+from slotnb.step import TrainStep, adam, step_losses
+
+PAPERS = dict(slots=7, slot_dim=256, patches=256, hidden=1024, batch=2, decoder='mlp')
+SIZES = { # one a row of the table
+    'papers, batch 2': PAPERS,
+    'papers, batch 16': PAPERS | dict(batch=16),
+    'papers, 1,024 patches (448 px)': PAPERS | dict(patches=1024),
+    'papers, 24 slots': PAPERS | dict(slots=24),
+    'default sizes, MLP decoder': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=2, decoder='mlp'),
+    'default model': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=2, decoder='attention'),
+    'default model, batch 16': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=16, decoder='attention'),
+    'MLP decoder, narrow': dict(slots=7, slot_dim=64, patches=256, hidden=128, batch=2, decoder='mlp'), # which quality.py trains
+}
+FEAT_DIM, LR, DIVERSITY, CLIP, TEMPERATURE = 384, 4e-4, .1, 1., .5
+
+
+def models(slots, slot_dim, patches, hidden, batch, decoder):
+    "Both sides' models with the same weights, and data for a step."
+    torch.manual_seed(0)
+    ours = SlotAutoencoder(FEAT_DIM, patches, slots, slot_dim, decoder=decoder, hidden_dim=hidden, mask_temperature=TEMPERATURE)
+    plain = Plain(FEAT_DIM, patches, slot_dim, decoder, hidden, TEMPERATURE)
+    plain.load_state_dict(ours.state_dict())
+    return plain, ours, torch.randn(batch, patches, FEAT_DIM), torch.randn(batch, slots, slot_dim)
+
+
+def gradient_gap(plain, ours, feats, noise, precision):
+    "Relative difference of all gradients together, and of the loss, before anything has learnt."
+    recon, slots, _, _ = plain(feats, noise)
+    ((recon - feats)**2).mean().backward()
+    ours.zero_grad(); losses = step_losses(ours, feats, noise, 0., precision); losses.mse.backward()
+    a, b = (torch.cat([p.grad.flatten() for _, p in sorted(m.named_parameters())]) for m in (ours, plain))
+    loss = ((recon - feats)**2).mean().item()
+    for m in (plain, ours): m.zero_grad()
+    return dict(gradients=((a - b).norm()/b.norm()).item(), loss=abs(losses.mse.item()/loss - 1))
+
+
+def step_sides(plain, ours, feats, noise):
+    "The step of each side, on copies, so that each trains a model of its own."
+    sides = {'plain': PlainStep(copy.deepcopy(plain), DIVERSITY, CLIP)}
+    for precision in ('fp32', 'bf16'):
+        model = copy.deepcopy(ours)
+        sides[precision] = TrainStep(model, adam(model.parameters(), LR), DIVERSITY, CLIP, precision)
+    return {name: lambda s=s: s(feats, noise, LR) for name, s in sides.items()}
+
+
+def ours_forward(model, feats, noise):
+    "What `model(feats)` does, with the noise given."
+    slots, _, logits = model.slot_attention(model.project(feats), model.init(noise))
+    return model.decoder(slots, logits)
+
+
+def bench_size(name, size, repeats, peak):
+    "One row: step, forward pass, memory, operations."
+    plain, ours, feats, noise = models(**size)
+    gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in ('fp32', 'bf16')}
+    assert gaps['fp32']['gradients'] < 1e-4 and gaps['bf16']['gradients'] < .1, gaps
+    sides = step_sides(plain, ours, feats, noise)
+    for f in sides.values(): f(); f() # Adam has its moments
+    memory, count, energy = {n: peak_bytes(f) for n, f in sides.items()}, {n: flops(f) for n, f in sides.items()}, {}
+    for n, f in sides.items():
+        before = joules(); f(); after = joules()
+        energy[n] = None if before is None else after - before
+    step = alternate(sides, repeats)
+    with torch.no_grad():
+        forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats)
+    share = {n: count[n]/step[n]['median']/peak['bf16' if n=='bf16' else 'fp32'] for n in sides}
+    persistent = 4*sum(p.nbytes for p in plain.parameters()) # weights, gradients, two moments
+    return dict(size=name, **size, step=step, forward=forward, peak_bytes=memory, flops=count, share_of_peak=share, joules=energy, gaps=gaps,
+                weights_gradients_moments=persistent)
+
+
+def eager_step(model, opt, low=False, compiled=False):
+    "slotnb's model as it stands, differentiated by autograd."
+    def loss_of(x, noise):
+        with torch.autocast('cpu', torch.bfloat16, enabled=low): recon = ours_forward(model, x, noise).recon
+        return torch.nn.functional.mse_loss(recon.float(), x)
+    loss_of = torch.compile(loss_of) if compiled else loss_of
+    def step(x, noise):
+        loss = loss_of(x, noise)
+        opt.zero_grad(); loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP); opt.step()
+    return step
+
+
+KEEP = dict(MALLOC_MMAP_THRESHOLD_=str(2**30), MALLOC_TRIM_THRESHOLD_=str(2**30)) # glibc gives large blocks no longer back to the system after each use
+
+
+def freed_memory_kept(size, repeats):
+    "Both sides in a process whose allocator keeps what was freed; that can only be set at its start."
+    done = subprocess.run([sys.executable, __file__, json.dumps([size, repeats, torch.get_num_threads()])], stdout=subprocess.PIPE, text=True, check=True, env=os.environ | KEEP)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def bench_ideas(repeats=7, size=PAPERS, compiled=True):
+    "One idea at a time, at one size: which paid?"
+    plain, ours, feats, noise = models(**size)
+    adams = dict(loop=lambda p: torch.optim.Adam(p), fused=lambda p: adam(p, LR))
+    def eager(kind, **kw): m = copy.deepcopy(ours); f = eager_step(m, adams[kind](m.parameters()), **kw); return lambda: f(feats, noise)
+    sides = {'plain': step_sides(plain, ours, feats, noise)['plain'], 'the two exact savings': eager('loop'), '+ Adam in one kernel': eager('fused'), '+ bf16 by autocast': eager('fused', low=True)}
+    start = time.perf_counter()
+    if compiled and shutil.which('g++'): sides['+ torch.compile'] = eager('fused', compiled=True); sides['+ torch.compile']()
+    seconds = time.perf_counter() - start
+    ours_sides = step_sides(plain, ours, feats, noise)
+    sides |= {'blocks (slotnb, fp32)': ours_sides['fp32'], 'blocks, bf16 (slotnb, bf16)': ours_sides['bf16']}
+    times = alternate(sides, repeats)
+    kept = {f'{n}, freed memory kept': v | dict(ratio=dict(median=times['plain']['median']/v['median'])) for n, v in freed_memory_kept(size, repeats).items()}
+    return dict(size=size, times=times | kept, seconds_to_compile=seconds if '+ torch.compile' in sides else None)
+
+
+def bench_steps(repeats=9, sizes=SIZES, progress=lambda text: None, small=False):
+    peak, rows = gemm_peak(), []
+    for name, size in sizes.items():
+        progress(name)
+        rows.append(bench_size(name, size, max(3, repeats//(3 if size['batch'] > 2 or size['patches'] > 256 or size['slots'] > 11 else 1)), peak))
+    progress('ideas one by one')
+    ideas = {n: bench_ideas(3 if small else 7, s, not small) for n, s in [(n, sizes[n]) for n in (next(iter(sizes)), 'default model')]}
+    return dict(gemm_peak=peak, rows=rows, ideas=ideas)
+
+
+if __name__=='__main__': # of freed_memory_kept
+    size, repeats, threads = json.loads(sys.argv[1])
+    torch.set_num_threads(threads)
+    sides = step_sides(*models(**size))
+    print(json.dumps(alternate({'plain': sides['plain'], 'blocks (slotnb, fp32)': sides['fp32']}, repeats)))
