@@ -1,5 +1,5 @@
 "What every test needs: the repository's root, a cache that lives as long as the checkout, and a small set of scenes."
-import os, shutil
+import os, shutil, subprocess
 from pathlib import Path
 import pytest, torch
 
@@ -21,3 +21,24 @@ def few_scenes(tmp_path):
     for split, n in dict(train=8, test=2).items():
         for scene in sorted((DATA/split).glob('scene_*'))[:n]: shutil.copytree(scene, tmp_path/'data'/split/scene.name)
     return tmp_path/'data'
+
+
+def find_chromium():
+    "Chromium's path, installed if that can be done without asking; where it can't, the browser tests are skipped, but never by CI."
+    names = os.environ.get('CHROMIUM', ''), 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
+    found = lambda: next((p for n in names if n and (p := shutil.which(n))), None)
+    if not found() and shutil.which('apt-get') and os.geteuid()==0:
+        subprocess.run('apt-get update -qq && apt-get install -y -qq chromium', shell=True, stdout=subprocess.DEVNULL)
+    if path := found(): return path
+    why = 'needs Chromium: install it (Debian: apt-get install chromium) or set CHROMIUM to its path'
+    pytest.fail(why) if os.environ.get('CI') else pytest.skip(why)
+
+
+@pytest.fixture(scope='session')
+def browser():
+    "A real Chromium, without a window."
+    playwright = pytest.importorskip('playwright.sync_api')
+    with playwright.sync_playwright() as p:
+        chromium = p.chromium.launch(executable_path=find_chromium(), args=['--no-sandbox'] if os.geteuid()==0 else [])
+        yield chromium
+        chromium.close()
