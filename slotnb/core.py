@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['SlotnbError', 'need_extra', 'generator', 'default_device', 'has_bf16', 'atomic_path', 'write_json', 'cannot_read',
-           'read_json', 'digest', 'cache_dir', 'check_shape', 'batches']
+           'read_json', 'digest', 'cache_dir', 'check_shape', 'batches', 'compiled']
 
 # %% ../nbs/00_core.ipynb #cell-2
-import errno, hashlib, importlib, json, math, os, tempfile
+import ctypes, errno, hashlib, importlib, json, math, os, shutil, subprocess, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -131,3 +131,22 @@ def batches(
     "Consecutive parts along the first axis."
     size = size or max(1, 2**20//math.prod(x.shape[1:]))
     for i in range(0, x.shape[0], size): yield x[i:i + size]
+
+# %% ../nbs/00_core.ipynb #compiled
+def compiled(
+    name:str, # of the library, for its file
+    source:str, # C++ whose functions are `extern "C"`
+    flags:list[str], # of the compiler, such as those for instructions that not every processor has
+) -> ctypes.CDLL|str: # or the reason why there is none
+    "A library of C++ functions. It is kept in the cache, under a key made of its source and flags."
+    compiler = next(filter(None, map(shutil.which, (os.environ.get('CXX') or 'g++', 'clang++'))), None)
+    flags = ['-O3', '-std=c++17', '-shared', '-fPIC', *flags]
+    path = cache_dir()/'kernels'/f'{name}-{digest(source, flags)}.so'
+    if not path.exists():
+        if not compiler: return 'there is no C++ compiler (g++ or clang++)'
+        with tempfile.TemporaryDirectory() as d, atomic_path(path) as tmp:
+            (Path(d)/f'{name}.cpp').write_text(source)
+            done = subprocess.run([compiler, *flags, f'{d}/{name}.cpp', '-o', str(tmp)], capture_output=True, text=True)
+            if done.returncode: tmp.write_bytes(b'')
+        if done.returncode: path.unlink(); return f'{compiler} does not compile the kernel ({(done.stderr.splitlines() or ["no word"])[0]})'
+    return ctypes.CDLL(str(path))

@@ -6,12 +6,11 @@
 __all__ = ['INT8', 'fused_obstacle', 'rotation', 'FusedBlocks']
 
 # %% ../nbs/25_fused.ipynb #cell-2
-import ctypes, functools, math, os, shutil, subprocess, tempfile
+import ctypes, functools, math
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SlotnbError, atomic_path, cache_dir, digest
+from .core import SlotnbError, compiled
 
 # %% ../nbs/25_fused.ipynb #cell-11
 _MATH = r'''
@@ -211,23 +210,13 @@ extern "C" void forward(float* tokens, int n, int d, int heads, int hidden, cons
 '''
 
 # %% ../nbs/25_fused.ipynb #cell-20
-_FLAGS = '-O3 -std=c++17 -shared -fPIC -mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma'.split()
+_FLAGS = '-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma'.split()
 
 @functools.lru_cache
 def _library():
     "The compiled kernel, or the reason why there is none."
     if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()): return 'this processor has no AVX-512 for bfloat16'
-    compiler = next(filter(None, map(shutil.which, (os.environ.get('CXX') or 'g++', 'clang++'))), None)
-    source = ''.join((_MATH, _TILES, _LINEAR, _ATTENTION, _FORWARD))
-    path = cache_dir()/'kernels'/f"vit-{digest(source, _FLAGS)}.so"
-    if not path.exists():
-        if not compiler: return 'there is no C++ compiler (g++ or clang++)'
-        with tempfile.TemporaryDirectory() as d, atomic_path(path) as tmp:
-            (Path(d)/'vit.cpp').write_text(source)
-            done = subprocess.run([compiler, *_FLAGS, f'{d}/vit.cpp', '-o', str(tmp)], capture_output=True, text=True)
-            if done.returncode: tmp.write_bytes(b'')
-        if done.returncode: path.unlink(); return f'{compiler} does not compile the kernel ({(done.stderr.splitlines() or ["no word"])[0]})'
-    return ctypes.CDLL(str(path))
+    return compiled('vit', ''.join((_MATH, _TILES, _LINEAR, _ATTENTION, _FORWARD)), _FLAGS)
 
 # %% ../nbs/25_fused.ipynb #cell-22
 def _parts(block):

@@ -13,6 +13,7 @@ from .core import SlotnbError, check_shape
 from .decoder import MLPDecoder
 from .losses import feature_mse, slot_cosine
 from .model import SlotAutoencoder
+from .tiles import tiled_mse, tiles_obstacle
 
 # %% ../nbs/34_step.ipynb #5f92f504
 _PAD = 16 # columns beside the activations: ones for the bias, then zeros
@@ -35,6 +36,9 @@ class _BlockedMSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, block_rows, dtype, *layers):
         (b, k, h), n, d, own = slot_part.shape, len(pos_part), target.shape[-1], slot_part.dtype
+        if dtype!=own==torch.float32 and slot_part.device.type=='cpu' and not tiles_obstacle(h, d):
+            mse, ctx.grads = tiled_mse(slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, block_rows)
+            return mse
         *hidden, last = [_joined(w, v, dtype) for w, v in zip(layers[::2], layers[1::2])]
         *d_hidden, d_last = [torch.zeros_like(m, dtype=own) for m in (*hidden, last)]
         alpha = _joined(alpha_weight[None], alpha_bias[None], dtype)[0]
@@ -72,7 +76,8 @@ class _BlockedMSE(torch.autograd.Function):
     @staticmethod
     def backward(ctx, upstream):
         if ctx.grads is None: raise RuntimeError('blocked_mse was differentiated twice; its gradients are handed out once')
-        (d_slot, d_pos, d_weight, d_bias, *d_layers), ctx.grads = [g*upstream for g in ctx.grads], None
+        as_is = upstream.device.type=='cpu' and upstream.item()==1 # a loss by itself; a GPU is not asked
+        (d_slot, d_pos, d_weight, d_bias, *d_layers), ctx.grads = ctx.grads if as_is else [g*upstream for g in ctx.grads], None
         return d_slot, d_pos, d_weight, d_bias, None, None, None, None, *d_layers
 
 # %% ../nbs/34_step.ipynb #7f375251
@@ -180,7 +185,8 @@ class TrainStep:
     def _step(self, feats, noise):
         losses = step_losses(self.model, feats, noise, self.diversity_weight, self.precision)
         self.opt.zero_grad(); losses.loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.params, self.clip_norm)
+        norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
+        if norm.is_cuda or norm + 1e-6 > self.clip_norm: nn.utils.clip_grads_with_norm_(self.params, self.clip_norm, norm) # a GPU is not asked
         self.opt.step()
         return torch.stack([*losses, norm]).detach()
 
