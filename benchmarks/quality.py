@@ -19,7 +19,7 @@ from slotnb.step import TrainStep, adam
 from slotnb.train import TrainConfig, build, lr_at, predict, prepare
 
 DATA = str(Path(__file__).parent.parent/'data/movi_a_subset')
-MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidden_dim=128)) # the papers' decoder at a width that two cores train in minutes
+MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidden_dim=64)) # the papers' decoder at a width that two cores train in minutes
 SIDES = [('default', 'plain', 2, 1), ('default', 'fp32', 2, 1), ('default', 'bf16', 2, 1), ('default', 'stack', 2, 1), ('default', 'fp32', 16, 1), ('default', 'fp32', 16, 8),
          ('mlp', 'plain', 2, 1), ('mlp', 'fp32', 2, 1), ('mlp', 'bf16', 2, 1)] # model, side, batch size, what the rate is multiplied with
 WINDOW = 100 # steps that make a point of a loss curve

@@ -1,6 +1,6 @@
 """Speed with its quality: every part compares two sides in one process and in turns, and says what came out the same.
 
-steps       a training step and a forward pass against the same equations written plainly: time, memory, FLOPs, share of the processor's peak
+steps       a training step and a forward pass against the same equations written plainly, one thread and all cores: time, memory, FLOPs, share of the processor's peak
 quality     2,000 steps on real features from the same start, paired over five seeds: loss curves, FG-ARI, ARI, mBO
 vectorize   many runs as one program against one after another
 extraction  images per second of the backbones against the libraries' own forward pass
@@ -50,13 +50,14 @@ def scale(small, progress):
     return results
 
 
+THREADS = dict(steps='1, and all cores in rows that say so', quality='1 in each of 2 processes') # where a part sets its own
 PARTS = dict(steps=steps, quality=quality, vectorize=vectorize, extraction=extraction, scale=scale)
 
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS), metavar='PART', help=f'some of {", ".join(PARTS)}; default: all')
-    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of each side; default: what torch takes here (%(default)s)')
+    p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of each side, where a part does not say its own; default: what torch takes here (%(default)s)')
     p.add_argument('--small', action='store_true', help='tiny sizes: that everything runs and both sides agree; the times mean nothing')
     p.add_argument('--out', default=str(HERE/'result.json'), help='where the numbers go')
     args = p.parse_args()
@@ -66,6 +67,7 @@ def main():
         for name in bar:
             torch.set_num_threads(args.threads)
             about, start = machine() | dict(date=time.strftime('%Y-%m-%d')), time.perf_counter()
+            about['threads'] = THREADS.get(name, args.threads)
             bar.set_description(name)
             found = PARTS[name](args.small, lambda text: bar.set_postfix_str(text))
             result[name] = dict(machine=about, seconds=time.perf_counter() - start, small=args.small, result=found)

@@ -1,13 +1,15 @@
 """A step of training and a forward pass: slotnb against the same equations written plainly, both from the same weights, in turns, in one process.
 
-Called by run.py. FLOPs are those of matrix products; share_of_peak is what is left of the fastest matrix product measured in the same minute.
+Called by run.py. FLOPs are those of matrix products; share_of_peak is what is left of the fastest matrix product measured in the same minute. One thread, unless a row says otherwise.
 """
 import copy, json, os, shutil, subprocess, sys, time
+from unittest.mock import patch
 import torch
 from measure import alternate, flops, gemm_peak, joules, peak_bytes
 from plain import Plain, PlainStep
 from slotnb.model import SlotAutoencoder
 from slotnb.step import TrainStep, adam, step_losses
+from slotnb.tiles import tiles_obstacle
 
 PAPERS = dict(slots=7, slot_dim=256, patches=256, hidden=1024, batch=2, decoder='mlp')
 SIZES = { # one a row of the table
@@ -18,12 +20,14 @@ SIZES = { # one a row of the table
     'default sizes, MLP decoder': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=2, decoder='mlp'),
     'default model': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=2, decoder='attention'),
     'default model, batch 16': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=16, decoder='attention'),
-    'MLP decoder, narrow': dict(slots=7, slot_dim=64, patches=256, hidden=128, batch=2, decoder='mlp'), # which quality.py trains
+    'MLP decoder, narrow': dict(slots=7, slot_dim=64, patches=256, hidden=64, batch=2, decoder='mlp'), # which quality.py trains
+    'papers, batch 2, all cores': PAPERS | dict(threads=os.cpu_count()),
+    'default model, all cores': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=2, decoder='attention', threads=os.cpu_count()),
 }
 FEAT_DIM, LR, DIVERSITY, CLIP, TEMPERATURE = 384, 4e-4, .1, 1., .5
 
 
-def models(slots, slot_dim, patches, hidden, batch, decoder):
+def models(slots, slot_dim, patches, hidden, batch, decoder, threads=1):
     "Both sides' models with the same weights, and data for a step."
     torch.manual_seed(0)
     ours = SlotAutoencoder(FEAT_DIM, patches, slots, slot_dim, decoder=decoder, hidden_dim=hidden, mask_temperature=TEMPERATURE)
@@ -58,23 +62,31 @@ def ours_forward(model, feats, noise):
     return model.decoder(slots, logits)
 
 
+def without_tiles(f):
+    "`f` as it is on a processor without matrix units; torch's counter of operations does not see those of `tiles`."
+    def run():
+        with patch('slotnb.step.tiles_obstacle', lambda *a: 'left out'): return f()
+    return run
+
+
 def bench_size(name, size, repeats, peak):
     "One row: step, forward pass, memory, operations."
+    torch.set_num_threads(size.get('threads', 1))
     plain, ours, feats, noise = models(**size)
     gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in ('fp32', 'bf16')}
     assert gaps['fp32']['gradients'] < 1e-4 and gaps['bf16']['gradients'] < .1, gaps
     sides = step_sides(plain, ours, feats, noise)
     for f in sides.values(): f(); f() # Adam has its moments
-    memory, count, energy = {n: peak_bytes(f) for n, f in sides.items()}, {n: flops(f) for n, f in sides.items()}, {}
+    memory, count, energy = {n: peak_bytes(f) for n, f in sides.items()}, {n: flops(without_tiles(f)) for n, f in sides.items()}, {}
     for n, f in sides.items():
         before = joules(); f(); after = joules()
         energy[n] = None if before is None else after - before
     step = alternate(sides, repeats)
     with torch.no_grad():
         forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats)
-    share = {n: count[n]/step[n]['median']/peak['bf16' if n=='bf16' else 'fp32'] for n in sides}
+    share = {n: count[n]/step[n]['median']/(peak['bf16' if n=='bf16' else 'fp32']*torch.get_num_threads()) for n in sides}
     persistent = 4*sum(p.nbytes for p in plain.parameters()) # weights, gradients, two moments
-    return dict(size=name, **size, step=step, forward=forward, peak_bytes=memory, flops=count, share_of_peak=share, joules=energy, gaps=gaps,
+    return dict(size=name, **{'threads': 1} | size, step=step, forward=forward, peak_bytes=memory, flops=count, share_of_peak=share, joules=energy, gaps=gaps,
                 weights_gradients_moments=persistent)
 
 
@@ -110,18 +122,20 @@ def bench_ideas(repeats=7, size=PAPERS, compiled=True):
     if compiled and shutil.which('g++'): sides['+ torch.compile'] = eager('fused', compiled=True); sides['+ torch.compile']()
     seconds = time.perf_counter() - start
     ours_sides = step_sides(plain, ours, feats, noise)
-    sides |= {'blocks (slotnb, fp32)': ours_sides['fp32'], 'blocks, bf16 (slotnb, bf16)': ours_sides['bf16']}
+    sides |= {'blocks (slotnb, fp32)': ours_sides['fp32'], 'blocks, bf16': without_tiles(ours_sides['bf16'])}
+    if not tiles_obstacle(size['hidden'], FEAT_DIM): sides['tiles, bf16'] = ours_sides['bf16']
     times = alternate(sides, repeats)
     kept = {f'{n}, freed memory kept': v | dict(ratio=dict(median=times['plain']['median']/v['median'])) for n, v in freed_memory_kept(size, repeats).items()}
     return dict(size=size, times=times | kept, seconds_to_compile=seconds if '+ torch.compile' in sides else None)
 
 
 def bench_steps(repeats=9, sizes=SIZES, progress=lambda text: None, small=False):
+    torch.set_num_threads(1) # as the papers' implementations are compared; rows for all cores say so
     peak, rows = gemm_peak(), []
     for name, size in sizes.items():
         progress(name)
         rows.append(bench_size(name, size, max(3, repeats//(3 if size['batch'] > 2 or size['patches'] > 256 or size['slots'] > 11 else 1)), peak))
-    progress('ideas one by one')
+    progress('ideas one by one'); torch.set_num_threads(1)
     ideas = {n: bench_ideas(3 if small else 7, s, not small) for n, s in [(n, sizes[n]) for n in (next(iter(sizes)), 'default model')]}
     return dict(gemm_peak=peak, rows=rows, ideas=ideas)
 
