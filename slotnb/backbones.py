@@ -13,7 +13,7 @@ from functools import cached_property
 from operator import index
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SlotnbError, check_shape, default_device, has_bf16
+from .core import SlotnbError, check_shape, default_device, has_bf16, has_matrix_units
 from .fused import INT8, FusedBlocks, fused_obstacle
 from .weights import load_state, read_state, resolve_weights
 
@@ -239,6 +239,7 @@ class ViTBackbone:
         self.final_norm = final_norm and facet=='token' and spec.has_norm
         self.precision = ('bf16' if has_bf16(self.device) else 'fp32') if precision=='auto' else precision
         why = 'fp32' if self.precision=='fp32' else f'the device is {self.device}' if self.device.type!='cpu' else fused_obstacle(_blocks(_outline(spec)))
+        if self.precision=='bf16' and has_matrix_units(): why = why or "torch's products go through the processor's matrix units, and are faster"
         if why and self.precision=='int8': raise SlotnbError(f"precision 'int8' cannot be had of {name}: {why}; use 'bf16' or 'fp32'")
         self.fused = not why
 
@@ -256,6 +257,8 @@ class ViTBackbone:
             torch.manual_seed(0) # random weights are the same everywhere
             net = _build(self.spec, self.resolution)
         if self.weights.path: load_state(net, read_state(self.weights.path), self.spec, self.weights.path)
+        for m in net.modules():
+            if type(m) is nn.Linear and self.precision=='bf16' and not self.fused: m.bfloat16() # what autocast would do before every product
         return net.eval().requires_grad_(False).to(self.device)
 
     @cached_property

@@ -10,7 +10,7 @@ import ctypes, functools
 from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
-from .core import check_shape, compiled
+from .core import check_shape, compiled, has_matrix_units
 
 # %% ../nbs/36_tiles.ipynb #ti-9
 _PRODUCT = r'''
@@ -242,7 +242,7 @@ _FLAGS = '-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mamx-tile -ma
 @functools.lru_cache
 def _library():
     "The compiled kernel, or the reason why there is none."
-    if not (torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()): return 'this processor has no matrix units (AMX)'
+    if not has_matrix_units(): return 'this processor has no matrix units (AMX)'
     library = compiled('decoder', ''.join((_PRODUCT, _OUTER, _BLOCK)), _FLAGS)
     if isinstance(library, str): return library
     library.memory_of.restype = ctypes.c_long

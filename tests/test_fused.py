@@ -9,6 +9,12 @@ here = fused._library()
 needs_kernel = pytest.mark.skipif(isinstance(here, str), reason=str(here))
 
 
+@pytest.fixture(autouse=True)
+def no_matrix_units(monkeypatch):
+    "With them torch's own products are taken for bf16; here the kernel is asked, whatever the processor."
+    monkeypatch.setattr(B, 'has_matrix_units', lambda: False)
+
+
 def images(h, w, n=2): return torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(0))
 def rel(got, want): return ((got - want).norm()/want.norm()).item()
 
@@ -165,3 +171,21 @@ def test_real_dinov2_stays_below_one_percent():
     x = torch.stack([torch.tensor(s.image).permute(2, 0, 1) for s in list(KubricFolders(DATA, 'test'))[::6]])
     exact, bf16, int8 = (ViTBackbone('dinov2_vits14', precision=p)(x) for p in ('fp32', 'bf16', 'int8'))
     assert rel(bf16, exact) < .006 and rel(int8, exact) < .01
+
+
+def test_matrix_units_are_left_to_torch(monkeypatch):
+    monkeypatch.setattr(B, 'has_matrix_units', lambda: True)
+    b, x = ViTBackbone('timm:test_vit', 'random', precision='bf16'), images(160, 160)
+    assert b.record['precision']=='bf16' and b.net.blocks[0].attn.qkv.weight.dtype==torch.bfloat16
+    exact = ViTBackbone('timm:test_vit', 'random')
+    assert exact.net.blocks[0].attn.qkv.weight.dtype==torch.float32 and 1e-4 < rel(b(x), exact(x)) < .01
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): want = exact.net.forward_features(exact.preprocess(x))[:, exact.spec.prefix_tokens:].float()
+    assert b(x).equal(want) # autocast's digits, without a cast of all weights every time
+
+
+@pytest.mark.parametrize('name', ['open_clip:ViT-B-32/openai', 'clip_vitb16'])
+@pytest.mark.parametrize('facet', ['token', 'key'])
+def test_torchs_bf16_of_open_clip(name, facet, monkeypatch):
+    monkeypatch.setattr(B, 'has_matrix_units', lambda: True)
+    exact, b = (ViTBackbone(name, 'random', precision=p, facet=facet, resolution=96) for p in ('fp32', 'bf16'))
+    assert not b.fused and rel(b(images(96, 96)), exact(images(96, 96))) < .02
