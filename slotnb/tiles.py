@@ -267,7 +267,8 @@ class _Work(ctypes.Structure):
 def _packed(weight):
     "A matrix in panels, for the way up and for the way down."
     ahead, back = (torch.empty(weight.numel(), dtype=torch.bfloat16) for _ in range(2))
-    _library().pack(*(ctypes.c_void_p(p) for p in (weight.data_ptr(),)), *weight.shape, ctypes.c_void_p(ahead.data_ptr()), ctypes.c_void_p(back.data_ptr()))
+    w, a, b = (ctypes.c_void_p(t.data_ptr()) for t in (weight, ahead, back))
+    _library().pack(w, *weight.shape, a, b)
     return ahead, back
 
 # %% ../nbs/36_tiles.ipynb #ti-18
