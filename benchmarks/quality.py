@@ -16,6 +16,7 @@ from slotnb.metrics import evaluate_masks
 from slotnb.normalizer import Normalizer
 from slotnb.stack import Stack
 from slotnb.step import TrainStep, adam
+from slotnb.study import estimate
 from slotnb.train import TrainConfig, build, lr_at, predict, prepare
 
 DATA = str(Path(__file__).parent.parent/'data/movi_a_subset')
@@ -76,15 +77,14 @@ def score(model_name, side, batch_size, rate, seeds, steps):
 
 def paired(rows, model, side, base='plain'):
     "Side minus base at batch 2, mean over seeds: of the loss curves in each window, as multiples of the base's spread over seeds, and of the scores with a 95 % interval."
-    from scipy.stats import t
     of = lambda s: [r for r in sorted(rows, key=lambda r: r['seed']) if (r['model'], r['side'], r['batch_size'])==(model, s, 2)]
     a, b = of(side), of(base)
     curves = np.array([r['curve'] for r in a]) - np.array([r['curve'] for r in b])
     off = np.abs(curves.mean(0))/np.array([r['curve'] for r in b]).std(0, ddof=1)
     result = dict(model=model, side=side, seeds=len(a), curve=dict(median=float(np.median(off)), last=float(off[-1]), worst=float(off.max())))
     for k in ('fg_ari', 'ari', 'mbo', 'test_fvu'):
-        d = np.array([x[k] - y[k] for x, y in zip(a, b)])
-        result[k] = dict(difference=float(d.mean()), interval=float(t.ppf(.975, len(d) - 1)*d.std(ddof=1)/len(d)**.5), spread_of_plain=float(np.std([y[k] for y in b], ddof=1)))
+        d = estimate(x[k] - y[k] for x, y in zip(a, b))
+        result[k] = dict(difference=d.mean, interval=d.half, spread_of_plain=float(np.std([y[k] for y in b], ddof=1)))
     return result
 
 
