@@ -34,9 +34,9 @@ def find_chromium():
     pytest.fail(why) if os.environ.get('CI') else pytest.skip(why)
 
 
-@pytest.fixture(scope='session')
+@pytest.fixture(scope='module')
 def browser():
-    "A real Chromium, without a window."
+    "A real Chromium, without a window. It ends with its module: while Playwright is there, no other event loop can run."
     playwright = pytest.importorskip('playwright.sync_api')
     with playwright.sync_playwright() as p:
         chromium = p.chromium.launch(executable_path=find_chromium(), args=['--no-sandbox'] if os.geteuid()==0 else [])
