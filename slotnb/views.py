@@ -264,7 +264,7 @@ class Picture(NamedTuple):
 class Page(NamedTuple):
     "All that is shown for a state."
     pictures:list[Picture]
-    numbers:dict[str, tuple] # name: a value for each run
+    numbers:dict[str, tuple] # by the names of `NUMBERS` or `Replay.metrics`: a value for each run
     columns:tuple[str, ...] # names of the runs, where there are two
     words:list[str] # to be said beside the pictures
     query:str # about the patch
@@ -465,4 +465,4 @@ def training_page(
     if replay.samples[0] is None: said.append(f"the training scenes '{replay.config.data_dir}' are not there any more: masks only")
     if replay.config.weights=='random': said.append('RANDOM WEIGHTS: this says nothing of the backbone'); pictures, slots = ([stamped(p) for p in ps] for ps in (pictures, slots))
     if alarm := collapse({k.removeprefix('val_'): v for k, v in row.items()}): said.append(f'COLLAPSE: {alarm}')
-    return Page(pictures + slots, {name: (float(row[k]),) for k, name in Replay.metrics.items()}, (), said, '')
+    return Page(pictures + slots, {k: (float(row[k]),) for k in Replay.metrics}, (), said, '')
