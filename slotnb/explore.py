@@ -82,7 +82,7 @@ function render({ model, el }) {
       order.set(p.row, [...(order.get(p.row) || []), item.f]);
     });
     const place = (parent, children) => children.forEach((c, i) => { if (parent.children[i] !== c) parent.insertBefore(c, parent.children[i] || null); });
-    for (const [row, figures] of order) place(rows.get(row), figures);
+    for (const [row, figures] of order) { place(rows.get(row), figures); rows.get(row).style.setProperty('--n', figures.length > 5 ? 1 : figures.length); }
     for (const [row, div] of rows) div.parentNode.hidden = !order.has(row);
     place(el, [...order.keys()].map((row) => rows.get(row).parentNode));
     el.dataset.drawn = model.get('drawn');
@@ -101,7 +101,7 @@ CSS = '''
 .slotnb { color: var(--jp-content-font-color1, inherit); font: 12px/1.3 system-ui, sans-serif; }
 .slotnb h4 { margin: 8px 0 2px; font-size: 12px; font-weight: 600; opacity: .75; }
 .slotnb-row > div { display: flex; flex-wrap: wrap; gap: 6px; }
-.slotnb-picture { margin: 0; width: var(--size); }
+.slotnb-picture { margin: 0; width: min(var(--size), calc((100% - 6px * (var(--n) - 1)) / var(--n))); min-width: 64px; }
 .slotnb-frame { position: relative; border: 3px solid transparent; border-radius: 4px; line-height: 0; }
 .slotnb-frame canvas { width: 100%; image-rendering: pixelated; border-radius: 1px; }
 .slotnb-live { cursor: crosshair; }
@@ -168,7 +168,7 @@ class SlotExplorer(w.VBox):
         in_address:bool=False, # keep the state in the browser's address
     ):
         self.found, self.where, self.viewers, self.replays, self.error, self.page = {}, scenes, {}, {}, '', None
-        self.now, self.quiet = State(), False
+        self.now, self.quiet, self.strip = State(), False, None
         self._build(in_address)
         def begin():
             for r in [*(runs if isinstance(runs, (list, tuple)) else [runs]), *([] if compare is None else [compare])]: self._add(r)
@@ -314,10 +314,10 @@ class SlotExplorer(w.VBox):
         else: page = scene_page(self.viewer(), now)
         self.page = page
         self._sync()
-        large = 150 if now.view=='runs' else 200
+        large = 190 if now.view=='runs' else 256
         self.gallery.show(page.pictures, {'': 88, 'scene': large, 'features': large, 'A': large, 'B': large, 'attention per iteration': 120, **{f'held-out image {i}': 200 for i in range(1, 9)}})
         self.gallery.clock = 0 if not training else 500 if self.play.value else 0 if self._replay().finished else 1500
-        if training: self.thumbs.show([], {'': 1})
+        if training: self.thumbs.show([], {'': 1}); self.strip = None
         else: self._thumbs()
         self.numbers.value = _table(page) + (_curve(self._replay(), int(self.controls['epoch'].value)) if training else '')
         self.asked.value = f'<div class="slotnb-query" role="status">{html.escape(page.query)}</div>' if page.query else ''
@@ -328,7 +328,7 @@ class SlotExplorer(w.VBox):
         "Scenes around the one that is shown."
         v = self.viewer(); firsts = [frames[0] for frames in v.frames.values()]
         start = min(max(self.now.scene - 6, 0), max(len(firsts) - 12, 0)); some = range(start, min(start + 12, len(firsts)))
-        if self.thumbs.drawn and (v.name, start, self.now.scene)==getattr(self, 'strip', None): return
+        if (v.name, start, self.now.scene)==self.strip: return
         self.strip = v.name, start, self.now.scene
         pictures = [Picture(f'scene-{i}', f'{i}', small(v.sample(firsts[i]).image, 64), f'scene {i}', '') for i in some]
         self.thumbs.show(pictures, {'': 64}, **{p.key: dict(pick=True, file='', chosen=p.key==f'scene-{self.now.scene}') for p in pictures})
@@ -386,7 +386,8 @@ def _voila(folder, runs, scenes, compare, port, token):
     kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
     (folder/'slotnb.ipynb').write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell], metadata=kernel)))
     env = os.environ | dict(JUPYTER_TOKEN=token, JUPYTER_PATH=os.pathsep.join(filter(None, [str(folder), os.environ.get('JUPYTER_PATH')])), SLOTNB_EXPLORE=json.dumps(dict(runs=runs, scenes=scenes, compare=compare, folder=os.getcwd())))
-    return subprocess.Popen([sys.executable, '-m', 'voila', str(folder/'slotnb.ipynb'), '--Voila.ip=127.0.0.1', f'--port={port}', '--no-browser', '--Voila.auto_token=True', '--template=slotnb'],
+    culled = ['--MappingKernelManager.cull_idle_timeout=300', '--MappingKernelManager.cull_interval=30'] # kernels of pages that were closed: where there is a token, Voila's own way to end them is refused
+    return subprocess.Popen([sys.executable, '-m', 'voila', str(folder/'slotnb.ipynb'), '--Voila.ip=127.0.0.1', f'--port={port}', '--no-browser', '--Voila.auto_token=True', '--template=slotnb', *culled],
                             env=env, stdout=open(folder/'log', 'w'), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
 
 # %% ../nbs/61_explore.ipynb #cell-18

@@ -396,11 +396,12 @@ def runs_page(
     segments_a, slots_a = segment_colors(a)
     segments_b, _ = segment_colors(b, segments_a, a.labels)
     _, slots_b = segment_colors(b, slots_a, hard_masks(a.soft, a.labels.shape, a.grid))
-    order = sorted(range(len(slots_b)), key=lambda j: (list(slots_a).index(slots_b[j]) if slots_b[j] in slots_a else len(slots_a), j))
+    pairs = [(i, j) for i, c in enumerate(slots_a) for j in np.flatnonzero(slots_b==c).tolist()]
+    orders = [[p[side] for p in pairs] + [s for s in range(k) if s not in {p[side] for p in pairs}] for side, k in enumerate((len(slots_a), len(slots_b)))]
     pictures = [_image(a.sample, marks[0]), *_truth(a.sample)]
     for v, l, q, mark, name, colors in zip(viewers, (a, b), patches, marks, 'AB', (segments_a, segments_b)):
         pictures += [_segments(l, colors, mark, name, name), _error(l, mark, name, name), *(p for p in _features(v, state, l, q, mark, name, name) if p.key!=f'{name}pca-0')]
-    pictures += _slots(a.soft, slots_a, a.grid, 'A', 'slots of A') + _slots(b.soft, slots_b, b.grid, 'B', 'slots of B, each below the one that it is matched to', order)
+    pictures += _slots(a.soft, slots_a, a.grid, 'A', 'slots of A', orders[0]) + _slots(b.soft, slots_b, b.grid, 'B', 'slots of B, those of one colour below each other', orders[1])
     counted = [numbers(l) for l in (a, b)]
     said = [f'{n}: {line}' for n, v, c in zip('AB', viewers, counted) for line in words(v, state, c)]
     asked = '; '.join(f'{n}: {query(v, replace(state, patch=q))}' for n, v, q in zip('AB', viewers, patches))
