@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'TrainCommand', 'FeaturesConfig', 'ReportConfig', 'RenderConfig', 'InfoConfig', 'ConvertConfig',
-           'DataConfig', 'run_features', 'run_train', 'run_data', 'run_claims', 'run_report', 'run_sweep',
-           'with_preset', 'main']
+           'DataConfig', 'ExploreConfig', 'run_features', 'run_train', 'run_data', 'run_claims', 'run_report',
+           'run_explore', 'run_sweep', 'with_preset', 'main']
 
 # %% ../nbs/56_cli.ipynb #cell-2
 import signal, sys, threading
@@ -100,6 +100,15 @@ class DataConfig:
     action:tyro.conf.OmitArgPrefixes[Annotated[InfoConfig, tyro.conf.subcommand('info', prefix_name=False)]
                                      | Annotated[ConvertConfig, tyro.conf.subcommand('convert', prefix_name=False)]]
 
+@dataclass(frozen=True)
+class ExploreConfig:
+    "Look at runs in a browser: scenes, masks, sliders. A page on this machine alone, with a token; Ctrl-C ends it (needs slotnb[explore])."
+    run:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN')]  # a run's folder, its checkpoint, or a folder that holds runs
+    compare:str = ''  # a second run, to begin with the two side by side
+    data_dir:str = ''  # scenes to look at; empty: the test scenes that the run was scored on
+    port:int = 0  # of the page; 0 takes a free one
+
+
 # %% ../nbs/56_cli.ipynb #cell-6
 def run_features(c):
     backbone, data = frozen_backbone(c), open_split(c, c.split or ('test' if c.card else 'train'))
@@ -141,6 +150,10 @@ def run_report(c):
     claims = Path(c.notebook).parent/'claims' # to whose evidence the report links
     if claims.is_dir(): print(*build_claims(claims, Path(c.out).parent, NOTEBOOKS[:1], False))
 
+def run_explore(c):
+    from slotnb.explore import serve # needs libraries of the extra `explore`
+    serve([c.run, *([c.compare] if c.compare else [])], c.data_dir or None, c.port, bool(c.compare))
+
 def run_sweep(c): _say_failed(sweep(c))
 
 def _say_failed(failed):
@@ -149,7 +162,8 @@ def _say_failed(failed):
 
 # %% ../nbs/56_cli.ipynb #cell-7
 COMMANDS = dict(train=(TrainCommand, run_train), features=(FeaturesConfig, run_features), data=(DataConfig, run_data),
-                render=(RenderConfig, lambda c: print(render(**vars(c)), 'scenes made')), sweep=(SweepConfig, run_sweep), claims=(ClaimsConfig, run_claims), report=(ReportConfig, run_report))
+                render=(RenderConfig, lambda c: print(render(**vars(c)), 'scenes made')), sweep=(SweepConfig, run_sweep), claims=(ClaimsConfig, run_claims), report=(ReportConfig, run_report),
+                explore=(ExploreConfig, run_explore))
 
 def with_preset(
     args:list[str], # a command line

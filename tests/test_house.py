@@ -15,7 +15,8 @@ ALLOWED = dict(
     vectorize='core normalizer stack step train', sweep='core backbones features metrics refine baselines train vectorize', report='core metrics plots refine train',
     study='core metrics normalizer sweep train vectorize',
     claims='core backbones baselines diagnostics feature_card losses metrics normalizer refine report step study sweep train',
-    cli='core claims formats weights features normalizer diagnostics feature_card render sweep report train',
+    views='core data diagnostics features formats losses metrics model normalizer plots refine train', explore='core data normalizer train views',
+    cli='core claims formats weights features normalizer diagnostics feature_card render sweep report train explore',
 )
 MODULES = sorted(p.stem for p in (ROOT/'slotnb').glob('[a-z]*.py'))
 
