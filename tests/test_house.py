@@ -56,7 +56,7 @@ def test_no_undefined_names():
     subprocess.run([sys.executable, '-m', 'ruff', 'check', '--select', 'F', '--ignore', 'F401', str(ROOT/'slotnb')], check=True)
 
 
-def notebooks(): return sorted([*ROOT.glob('nbs/*.ipynb'), *ROOT.glob('reports/*.ipynb')])
+def notebooks(): return sorted(p for folder in ('nbs', 'guides', 'reports') for p in ROOT.glob(f'{folder}/[!_]*.ipynb'))
 
 
 def test_package_is_what_the_notebooks_export(tmp_path):
@@ -72,15 +72,25 @@ def test_package_is_what_the_notebooks_export(tmp_path):
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: p.stem)
 def test_notebook_is_clean(path, tmp_path):
-    "No execution counts, no widget state, no error kept; the tag `parameters` survives nbdev_clean."
+    "No execution counts, no widget state, no error, no metadata of somebody's editor; outputs are kept; the tag `parameters` survives nbdev_clean."
     copy = ROOT/f'{path.parent.name}/_clean_{path.name}'
     try:
         copy.write_text(path.read_text()); subprocess.run(['nbdev_clean', '--fname', str(copy)], check=True, cwd=ROOT)
         assert json.loads(copy.read_text())==json.loads(path.read_text()), f'run nbdev_clean on {path.name}'
     finally: copy.unlink()
     nb = json.loads(path.read_text())
-    assert 'widgets' not in nb['metadata']
-    assert not [o for c in nb['cells'] for o in c.get('outputs', []) if o['output_type']=='error']
+    python = dict(display_name='python3', language='python', name='python3')
+    assert nb['metadata']==dict(kernelspec=python), 'JupyterLab would ask for a kernel, or there is more than it needs'
+    for i, c in enumerate(nb['cells']):
+        src, where = ''.join(c['source']), f'{path.name}, cell {i}'
+        assert set(c['metadata']) <= {'tags'} and 'attachments' not in c, where
+        if c['cell_type']!='code': continue
+        assert c['execution_count'] is None and not [o for o in c['outputs'] if o.get('execution_count') or o.get('metadata') or o['output_type']=='error'], where
+        if {'#| hide', '#| eval: false'} & set(src.splitlines()): continue
+        prints = [n for n in ast.parse(src).body if isinstance(n, ast.Expr) and isinstance(n.value, ast.Call) and getattr(n.value.func, 'id', '')=='print']
+        assert not prints or [o for o in c['outputs'] if o['output_type']=='stream'], f'{where} prints, and nothing is kept of it'
+        pictures = [o for o in c['outputs'] if {'image/png', 'image/svg+xml'} & set(o.get('data', {}))]
+        assert bool(pictures)==src.startswith('#| fig-alt: '), f'{where}: a cell with a figure begins with "#| fig-alt: ...", and no other does'
 
 
 @pytest.mark.parametrize('name', ['backbone_run', 'ta_report'])

@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT
 
 
-@pytest.mark.parametrize('path', sorted([*ROOT.glob('nbs/[!_]*.ipynb'), ROOT/'reports/backbone_run.ipynb']), ids=lambda p: p.stem)
+@pytest.mark.parametrize('path', sorted([*ROOT.glob('nbs/[!_]*.ipynb'), *ROOT.glob('guides/[!_]*.ipynb'), ROOT/'reports/backbone_run.ipynb']), ids=lambda p: p.stem)
 def test_notebook(path):
     from nbdev.test import test_nb
     if path.stem=='25_fused':
