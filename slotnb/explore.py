@@ -162,7 +162,7 @@ class SlotExplorer(w.VBox):
     "A run, its scenes, and every control that there is: `SlotExplorer(run)`."
     def __init__(self,
         runs, # a run, its folder or checkpoint, a folder that holds runs, or a list of these
-        scenes:Dataset|str|Path|None=None, # opened, or a path; None: the run's own test scenes
+        scenes:Dataset|str|Path|None=None, # opened (`open_dataset(..., max_frames=0)` for all frames), or a path; None: the run's own test scenes
         compare:Run|str|Path|None=None, # one more run, to begin with the two side by side
         state:dict|None=None, # of `explorer.state`, where to begin
         in_address:bool=False, # keep the state in the browser's address

@@ -190,6 +190,7 @@ class Viewer:
     def _look(self, state):
         index, s, m = self.index(state), self.settings(state), self.model
         sample, raw = self.sample(index), self.feats[index]*self.run.scale
+        if sample.segmentation is None: sample = sample._replace(image=small(sample.image, 512)) # nothing is scored, so a photograph need not be drawn whole
         x = self.normalizer(s['normalizer'])(raw[None])
         noise, m.slot_attention.num_iters, m.decoder.mask_temperature = self._noise(index, s['seed'], s['num_slots']), 1, s['temperature']
         target = m.target(x); inputs = m.project(target); slots, iterations = m.init(noise, inputs), []

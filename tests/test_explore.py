@@ -1,5 +1,5 @@
 "The explorer without a browser: what it computes and says, and what a run keeps for its replay."
-import json, math
+import json, math, shutil, sys
 from dataclasses import replace
 from urllib.parse import parse_qsl
 import numpy as np, pandas as pd, pytest, torch
@@ -96,6 +96,31 @@ def test_without_truth(runs, tmp_path):
     assert e.error=='' and 'truth' not in e.pictures and e.pictures['segments'].image.shape==(256, 200, 3)
     assert list(e.page.numbers)==[k for k in NUMBERS if k in ('fvu', 'slot_cosine', 'effective_slots', 'active_slots', 'mask_entropy', 'mask_max')]
     assert 'FG-ARI' not in e.numbers.value
+
+
+def test_frames(runs, few_scenes):
+    "Two frames of a scene: a slider that is there only when there is more than one."
+    first = sorted((few_scenes/'test').iterdir())
+    for name in ('rgba', 'segmentation'):
+        shutil.copy(first[1]/f'{name}_00000.png', first[0]/f'{name}_00001.png')
+    meta = [json.loads((p/'metadata.json').read_text()) for p in first]
+    if len(meta[1]['instances']) > len(meta[0]['instances']): shutil.copy(first[1]/'metadata.json', first[0]/'metadata.json')
+    e = SlotExplorer(runs['plain'], open_dataset(few_scenes, 'test', 0)); still = SlotExplorer(runs['plain'])
+    assert e.error=='' and e.controls['frame'].max==1 and e.controls['frame'].layout.display=='' and still.controls['frame'].layout.display=='none'
+    before = e.pictures['image'].image; e.controls['frame'].value = 1
+    assert e.error=='' and e.state['frame']==1 and (before!=e.pictures['image'].image).any()
+    e.controls['scene'].value = 1; assert 'frame' not in e.state and e.controls['frame'].layout.display=='none'
+
+
+def test_large_photographs_are_drawn_small(runs, tmp_path):
+    Image.fromarray(KubricFolders(DATA, 'test')[0].image).resize((1600, 1200)).save(tmp_path/'a.jpg')
+    e = SlotExplorer(runs['plain'], tmp_path)
+    assert e.error=='' and e.pictures['image'].image.shape==e.pictures['segments'].image.shape==(384, 512, 3)
+
+
+def test_missing_library_is_named(runs, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'voila', None)
+    with pytest.raises(SlotnbError, match=r'voila, which is not installed; pip install slotnb\[explore\]'): serve([str(runs['plain'])])
 
 
 def test_random_weights_are_stamped(tmp_path):

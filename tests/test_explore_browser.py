@@ -203,7 +203,7 @@ def test_as_a_page(served, page, viewers):
     with urllib.request.urlopen(link.split('?')[0]) as answer: assert 'login' in answer.url, 'without the token nobody is let in'
     page.goto(link, timeout=LONG); e = Explorer(page).wait()
     walk(e, viewers, 'voila')
-    assert page.url.endswith('?view=scene&scene=2&patch=121') # the address is the state
+    assert page.url.endswith('?view=scene&scene=2&patch=121&epoch=0') # the address is the state
     assert not page.complaints
     page.reload(timeout=LONG); e.wait(); e.shows(scene_page(viewers[0], State(scene=2, patch=121)))
     page.goto(link + '&view=scene&scene=99', timeout=LONG)
