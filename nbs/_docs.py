@@ -1,6 +1,6 @@
 """`make docs`: the site in `_docs`, by Quarto where it is installed, by smalldocs where it is not, and every link, anchor and picture checked.
 Both read the same `_quarto.yml`, and both see notebooks through `_filter.py`."""
-import re, shutil, subprocess, sys
+import os, re, shutil, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
@@ -26,14 +26,14 @@ def build_without_quarto(root, out):
     from smalldocs.config import load
     from smalldocs.site import Site
     proc, todo = root/'_proc', []
+    if {p.relative_to(proc) for p in proc.rglob('*.ipynb')} != {p.relative_to(root) for p in sources(root) if p.suffix=='.ipynb'}: shutil.rmtree(proc, ignore_errors=True) # links change with names
     proc.mkdir(exist_ok=True)
-    newest = max(p.stat().st_mtime for p in (*root.glob('slotnb/*.py'), *root.glob('nbs/_*.py')))
+    newest = max(p.stat().st_mtime for p in (root/'settings.ini', *root.glob('slotnb/*.py'), *root.glob('nbs/_*.py')))
     for p in sources(root):
         dst = proc/p.relative_to(root)
         if dst.exists() and dst.stat().st_mtime > max(newest, p.stat().st_mtime): continue
         if p.suffix=='.ipynb': todo.append((p, dst))
         else: shutil.copy(p, dst)
-    for p in (set(proc.rglob('*.ipynb')) - {proc/p.relative_to(root) for p in sources(root)}): p.unlink()
     with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool: list(pool.map(write_for_readers, *zip(*todo))) if todo else None
     for name in ('_quarto.yml', 'nbs/styles.css'): shutil.copy(root/name, proc/name)
     site = Site(load(proc), quiet=True)
@@ -86,7 +86,7 @@ def check(
 
 
 def main(out=ROOT/'_docs'):
-    if shutil.which('quarto'): subprocess.run(['quarto', 'render', str(ROOT)], check=True)
+    if shutil.which('quarto'): subprocess.run(['quarto', 'render', str(ROOT)], check=True, env=os.environ | {'QUARTO_PYTHON': sys.executable})
     else: print(INSTALL); build_without_quarto(ROOT, out)
     front_door(out)
     problems = check(out)
