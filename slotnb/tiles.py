@@ -280,30 +280,30 @@ def tiled_mse(
     target:Tensor, # (b n d) features
     temperature:float, # of the masks
     layers:list[Tensor], # weight (o i) and bias (o), alternately, of the hidden layers and of the one that makes features
-    block_rows:int=1024, # pairs of slot and patch of an image that go through at a time, about
+    block_rows:int=1024, # pairs of slot and patch that go through at a time, about, in all threads together
 ) -> tuple[Tensor, list[Tensor]]: # the MSE, and its gradient to all of the above in their order, `target` and `temperature` left out
     "The MLP broadcast decoder forward and backward in bfloat16, on the processor's matrix units; the threads share out the blocks."
     (b, k, h), (n, d) = check_shape(slot_part, 'b k h', 'slot_part'), check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:]
     slot_part, pos_part, alpha_weight, target, *layers = (t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers))
-    library, packed = _library(), [_packed(w) for w in layers[::2]]
-    size = max(32, min(-(-n//32), block_rows//k//32)*32)
+    library, packed, threads = _library(), [_packed(w) for w in layers[::2]], torch.get_num_threads()
+    size = max(32, min(-(-n//32), block_rows//threads//k//32)*32)
     blocks = [(i, start) for i in range(b) for start in range(0, n, size)]
-    shares = [blocks[i::torch.get_num_threads()] for i in range(min(len(blocks), torch.get_num_threads()))]
+    shares = [blocks[i::threads] for i in range(min(len(blocks), threads))]
 
-    def gradients(share): # of its blocks, with sums and memory of its own
-        d_slot, d_pos, d_alpha, squares, *d_layers = [torch.zeros_like(t) for t in (slot_part, pos_part, alpha_weight.new_empty(h + 1), alpha_weight.new_empty(1), *layers)]
-        memory = torch.empty(library.memory_of(k, min(size, n), h, d, len(packed) - 1), dtype=torch.bfloat16)
+    def sums(): return [torch.zeros_like(t) for t in (alpha_weight.new_empty(1), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers)]
+    def work(share, total, memory): # each thread has sums and memory of its own
+        squares, d_slot, d_pos, d_alpha, *d_layers = total
         c_layers = (_Layer*len(packed))(*(_Layer(*(t.data_ptr() for t in (*both, bias, d_w, d_b)), *w.shape)
                                           for both, w, bias, d_w, d_b in zip(packed, layers[::2], layers[1::2], d_layers[::2], d_layers[1::2])))
         for i, start in share:
             places = (t.data_ptr() for t in (slot_part[i], pos_part[start:], alpha_weight, target[i, start:], d_slot[i], d_pos[start:], d_alpha, squares))
             library.block(ctypes.byref(_Work(*places, ctypes.addressof(c_layers), len(packed) - 1, k, min(size, n - start), h, d, bias_of_alpha, temperature, 2/target.numel(), memory.data_ptr())))
-        return squares, d_slot, d_pos, d_alpha, *d_layers
 
-    bias_of_alpha = alpha_bias.item()
-    if len(shares)==1: found = [gradients(shares[0])]
+    bias_of_alpha, totals = alpha_bias.item(), [sums() for _ in shares]
+    memories = [torch.empty(library.memory_of(k, min(size, n), h, d, len(packed) - 1), dtype=torch.bfloat16) for _ in shares]
+    if len(shares)==1: work(shares[0], totals[0], memories[0])
     else:
-        with ThreadPoolExecutor(len(shares)) as pool: found = list(pool.map(gradients, shares)) # ctypes lets go of Python's lock
-    (squares, d_slot, d_pos, d_alpha, *d_layers), *others = found
-    for other in others: torch._foreach_add_([squares, d_slot, d_pos, d_alpha, *d_layers], list(other))
+        with ThreadPoolExecutor(len(shares)) as pool: list(pool.map(work, shares, totals, memories)) # ctypes lets go of Python's lock
+    for other in totals[1:]: torch._foreach_add_(totals[0], other)
+    squares, d_slot, d_pos, d_alpha, *d_layers = totals[0]
     return squares[0]/target.numel(), [d_slot, d_pos, d_alpha[:h], d_alpha[h], *d_layers]
