@@ -5,7 +5,7 @@ python benchmarks/extraction.py [--repeats 15] [--batch 8] [--threads 2] [--out 
 import argparse, json, platform, statistics, time, warnings
 from pathlib import Path
 import torch
-from measure import alternate, flops
+from measure import alternate, flops, precisions
 from slotnb.backbones import BACKBONES, ViTBackbone
 from slotnb.baselines import kmeans_masks
 from slotnb.core import SlotnbError
@@ -28,6 +28,7 @@ def sides_of(name, weights, x):
     @torch.no_grad()
     def library(): return net.forward_features(x) if hasattr(net, 'forward_features') else net(x)
     for p in ('fp32', 'bf16', 'int8'):
+        if p!='fp32' and 'bf16' not in precisions(): missing[p] = f'{p}: this CPU has no units for bfloat16'; continue
         try: ours[p] = exact if p=='fp32' else ViTBackbone(name, weights, precision=p)
         except SlotnbError as e: missing[p] = str(e)
     return exact, library, ours, missing
@@ -41,7 +42,7 @@ def speed(name, weights, images, batch, repeats, threads):
     x = ViTBackbone(name, weights).preprocess(images[:batch])
     exact, library, ours, missing = sides_of(name, weights, x)
     gflop = flops(library)/1e9/batch
-    gemm = {k: product(d) for k, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items()}
+    gemm = {k: product(d) for k, d in dict(fp32=torch.float32, bf16=torch.bfloat16).items() if k in precisions()}
     sides = {'library': library} | {k: (lambda b=b: b.tokens(x)) for k, b in ours.items()} | {f'gemm {k}': f for k, (f, _) in gemm.items()}
     times = alternate(sides, repeats)
     peak = {k: gemm[k][1]/times[f'gemm {k}']['median'] for k in gemm} # GFLOP/s
@@ -71,7 +72,7 @@ def quality(name, scenes, images, seeds=(0, 1, 2)):
     want = exact(images)
     base = [score(want, s) for s in seeds]
     result = dict(fp32={k[:-3]: dict(mean=float(sum(b[k].mean() for b in base)/len(seeds)), std_over_seeds=statistics.stdev(float(b[k].mean()) for b in base)) for k in base[0]})
-    for p in ('bf16', 'int8'):
+    for p in ('bf16', 'int8') if 'bf16' in precisions() else ():
         try: got = ViTBackbone(name, precision=p)(images)
         except SlotnbError: continue
         pairs = [score(got, s) - b for s, b in zip(seeds, base)]

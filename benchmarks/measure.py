@@ -6,11 +6,17 @@ from pathlib import Path
 import numpy as np, torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
+from slotnb.core import has_bf16
 
 
 def spread(times):
     "Median and quartiles, in seconds."
     return dict(median=statistics.median(times), quartiles=statistics.quantiles(times, n=4)[::2], n=len(times))
+
+
+def precisions(small=False):
+    "What slotnb's side is measured in. Without units for bfloat16 a step in it takes many times as long as in fp32, and nobody would train so; a trial at tiny sizes tries both."
+    return ('fp32', 'bf16') if small or has_bf16(torch.device('cpu')) else ('fp32',)
 
 
 def alternate(sides, repeats):
@@ -41,10 +47,11 @@ def flops(f):
     return counter.get_total_flops()
 
 
-def gemm_peak(repeats=7, rows=3584, width=1024):
+def gemm_peak(names, repeats=7, rows=3584, width=1024):
     "The most FLOP/s that a large matrix product reaches here, by precision."
     peak = {}
-    for name, dtype in (('fp32', torch.float32), ('bf16', torch.bfloat16)):
+    for name in names:
+        dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[name]
         a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
         out, best = torch.empty(rows, width, dtype=dtype), float('inf')
         for _ in range(repeats): start = time.perf_counter(); torch.mm(a, b, out=out); best = min(best, time.perf_counter() - start)

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
+from measure import precisions
 from plain import Plain, PlainStep
 from slotnb.core import generator, write_json
 from slotnb.losses import fvu
@@ -88,9 +89,10 @@ def paired(rows, model, side, base='plain'):
     return result
 
 
-def bench_quality(steps=2000, seeds=5, sides=SIDES, progress=lambda text: None, workers=2):
-    "Every side and seed, two processes at a time."
+def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, workers=2):
+    "Every side and seed, two processes at a time; bf16 where it is fast, or in a trial."
     torch.set_num_threads(1)
+    sides = [s for s in SIDES if s[1]!='bf16' or 'bf16' in precisions(small)]
     prepare(TrainConfig(device='cpu', data_dir=DATA)) # the features are there before the processes ask
     jobs = [(*side, group) for side in sides for group in ([list(range(seeds))] if side[1]=='stack' else [[seed] for seed in range(seeds)])]
     jobs.sort(key=lambda job: -len(job[-1])) # the long one first

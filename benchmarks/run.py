@@ -30,7 +30,7 @@ def steps(small, progress):
 
 def quality(small, progress):
     from quality import bench_quality
-    return bench_quality(*((4, 2) if small else (2000, 5)), progress=progress)
+    return bench_quality(*((4, 2) if small else (2000, 5)), small, progress)
 
 
 def vectorize(small, progress):

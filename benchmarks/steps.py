@@ -5,7 +5,7 @@ Called by run.py. FLOPs are those of matrix products; share_of_peak is what is l
 import copy, json, os, shutil, subprocess, sys, time
 from unittest.mock import patch
 import torch
-from measure import alternate, flops, gemm_peak, joules, peak_bytes
+from measure import ENERGY, alternate, flops, gemm_peak, joules, peak_bytes, precisions
 from plain import Plain, PlainStep
 from slotnb.model import SlotAutoencoder
 from slotnb.step import TrainStep, adam, step_losses
@@ -47,10 +47,10 @@ def gradient_gap(plain, ours, feats, noise, precision):
     return dict(gradients=((a - b).norm()/b.norm()).item(), loss=abs(losses.mse.item()/loss - 1))
 
 
-def step_sides(plain, ours, feats, noise):
-    "The step of each side, on copies, so that each trains a model of its own."
+def step_sides(plain, ours, feats, noise, names=('fp32',)):
+    "The step of each side, on copies, so that each trains a model of its own; slotnb's in each precision named."
     sides = {'plain': PlainStep(copy.deepcopy(plain), DIVERSITY, CLIP)}
-    for precision in ('fp32', 'bf16'):
+    for precision in names:
         model = copy.deepcopy(ours)
         sides[precision] = TrainStep(model, adam(model.parameters(), LR), DIVERSITY, CLIP, precision)
     return {name: lambda s=s: s(feats, noise, LR) for name, s in sides.items()}
@@ -69,18 +69,22 @@ def without_tiles(f):
     return run
 
 
+def energy_of(f):
+    "Joules of one call, where they can be read."
+    if not ENERGY: return None
+    before = joules(); f(); after = joules()
+    return None if before is None else after - before
+
+
 def bench_size(name, size, repeats, peak):
-    "One row: step, forward pass, memory, operations."
+    "One row: step, forward pass, memory, operations; in the precisions that have a peak."
     torch.set_num_threads(size.get('threads', 1))
     plain, ours, feats, noise = models(**size)
-    gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in ('fp32', 'bf16')}
-    assert gaps['fp32']['gradients'] < 1e-4 and gaps['bf16']['gradients'] < .1, gaps
-    sides = step_sides(plain, ours, feats, noise)
-    for f in sides.values(): f(); f() # Adam has its moments
-    memory, count, energy = {n: peak_bytes(f) for n, f in sides.items()}, {n: flops(without_tiles(f)) for n, f in sides.items()}, {}
-    for n, f in sides.items():
-        before = joules(); f(); after = joules()
-        energy[n] = None if before is None else after - before
+    gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in peak}
+    assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
+    sides = step_sides(plain, ours, feats, noise, peak)
+    for f in sides.values(): f() # Adam has its moments
+    memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(without_tiles(f)), energy_of))
     step = alternate(sides, repeats)
     with torch.no_grad():
         forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats)
@@ -112,18 +116,20 @@ def freed_memory_kept(size, repeats):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def bench_ideas(repeats=7, size=PAPERS, compiled=True):
+def bench_ideas(repeats, size, names, compiled=True):
     "One idea at a time, at one size: which paid?"
     plain, ours, feats, noise = models(**size)
     adams = dict(loop=lambda p: torch.optim.Adam(p), fused=lambda p: adam(p, LR))
     def eager(kind, **kw): m = copy.deepcopy(ours); f = eager_step(m, adams[kind](m.parameters()), **kw); return lambda: f(feats, noise)
-    sides = {'plain': step_sides(plain, ours, feats, noise)['plain'], 'the two exact savings': eager('loop'), '+ Adam in one kernel': eager('fused'), '+ bf16 by autocast': eager('fused', low=True)}
+    ours_sides = step_sides(plain, ours, feats, noise, names)
+    sides = {'plain': ours_sides['plain'], 'the exact savings': eager('loop'), '+ Adam in one kernel': eager('fused')}
+    if 'bf16' in names: sides['+ bf16 by autocast'] = eager('fused', low=True)
     start = time.perf_counter()
     if compiled and shutil.which('g++'): sides['+ torch.compile'] = eager('fused', compiled=True); sides['+ torch.compile']()
     seconds = time.perf_counter() - start
-    ours_sides = step_sides(plain, ours, feats, noise)
-    sides |= {'blocks (slotnb, fp32)': ours_sides['fp32'], 'blocks, bf16': without_tiles(ours_sides['bf16'])}
-    if not tiles_obstacle(size['hidden'], FEAT_DIM): sides['tiles, bf16'] = ours_sides['bf16']
+    sides['written out (slotnb, fp32)'] = ours_sides['fp32']
+    if 'bf16' in names: sides['written out, bf16'] = without_tiles(ours_sides['bf16'])
+    if 'bf16' in names and not tiles_obstacle(size['hidden'], FEAT_DIM): sides['tiles, bf16'] = ours_sides['bf16']
     times = alternate(sides, repeats)
     kept = {f'{n}, freed memory kept': v | dict(ratio=dict(median=times['plain']['median']/v['median'])) for n, v in freed_memory_kept(size, repeats).items()}
     return dict(size=size, times=times | kept, seconds_to_compile=seconds if '+ torch.compile' in sides else None)
@@ -131,12 +137,13 @@ def bench_ideas(repeats=7, size=PAPERS, compiled=True):
 
 def bench_steps(repeats=9, sizes=SIZES, progress=lambda text: None, small=False):
     torch.set_num_threads(1) # as the papers' implementations are compared; rows for all cores say so
-    peak, rows = gemm_peak(), []
+    names, rows = precisions(small), []
+    peak = gemm_peak(names)
     for name, size in sizes.items():
         progress(name)
         rows.append(bench_size(name, size, max(3, repeats//(3 if size['batch'] > 2 or size['patches'] > 256 or size['slots'] > 11 else 1)), peak))
     progress('ideas one by one'); torch.set_num_threads(1)
-    ideas = {n: bench_ideas(3 if small else 7, s, not small) for n, s in [(n, sizes[n]) for n in (next(iter(sizes)), 'default model')]}
+    ideas = {n: bench_ideas(3 if small else 7, s, names, not small) for n, s in [(n, sizes[n]) for n in (next(iter(sizes)), 'default model')]}
     return dict(gemm_peak=peak, rows=rows, ideas=ideas)
 
 
@@ -144,4 +151,4 @@ if __name__=='__main__': # of freed_memory_kept
     size, repeats, threads = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
     sides = step_sides(*models(**size))
-    print(json.dumps(alternate({'plain': sides['plain'], 'blocks (slotnb, fp32)': sides['fp32']}, repeats)))
+    print(json.dumps(alternate({'plain': sides['plain'], 'written out (slotnb, fp32)': sides['fp32']}, repeats)))

@@ -66,4 +66,10 @@ class AttentionDecoder(nn.Module):
     ) -> DecoderOutput:
         check_shape(logits, f'{slots.shape[0]} {slots.shape[1]} n', 'logits')
         masks = (logits/self.mask_temperature).softmax(1)
-        return DecoderOutput(masks.transpose(1, 2) @ (self.mlp(slots) + self.skip(slots)), masks)
+        return DecoderOutput(masks.transpose(1, 2) @ self.per_slot(slots), masks)
+
+    def per_slot(self,
+        slots:Tensor, # (b k d)
+    ) -> Tensor: # (b k feat_dim)
+        "What a slot adds to the patches that it wins."
+        return self.mlp(slots) + self.skip(slots)

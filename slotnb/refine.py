@@ -26,8 +26,9 @@ def guided_filter(
     inverse = torch.linalg.inv(torch.from_numpy(cov.transpose(2, 3, 0, 1))).numpy() # (h w 3 3); NumPy's takes four times as long
     out = []
     for m in masks.astype(np.float32):
-        a = np.einsum('hwij,jhw->ihw', inverse, box(I*m) - mean*box(m)) # equation 5
-        b = box(m) - (a*mean).sum(0) # equation 6
+        mean_m = box(m)
+        a = np.einsum('hwij,jhw->ihw', inverse, box(I*m) - mean*mean_m) # equation 5
+        b = mean_m - (a*mean).sum(0) # equation 6
         out.append((box(a)*I).sum(0) + box(b)) # equation 8
     return np.stack(out)
 
