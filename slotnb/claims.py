@@ -379,7 +379,7 @@ def _learnt_target(e):
     easy = [a for a in pairs if ratio[a] <= .2 and shrunk[a] and not e.better(a, pairs[a])]
     verdict = UNITS if easy else HOLDS if any(e.better(a, b) for a, b in pairs.items()) else NOT
     return Verdict(verdict, '; '.join(f"{a}: MSE {e.mean(a, 'test_mse').text(digits=4)} against {e.mean(b, 'test_mse').text(digits=3)}, std kept {e.mean(a, 'target_std_kept').text(100, 0)} %, "
-                   f"directions kept {e.mean(a, 'target_rank_kept').text(100, 0)} %, {e.masks(a, b)}" for a, b in pairs.items()),
+                   f"the directions that hold 90 % of its variance {e.mean(a, 'target_rank_kept').text(digits=1)} times as many, {e.masks(a, b)}" for a, b in pairs.items()),
                    'a target behind a learnt layer gets easy on any features; with a fixed one the loss stays' if easy else 'no learnt target lost its content at a fifth of the loss')
 
 def _temperature(e):

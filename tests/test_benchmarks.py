@@ -47,6 +47,13 @@ def test_memory_counts_grow_as_they_must(small):
         if r['what']=='tokens': assert sorted(set(r['peak_mb']))==r['peak_mb'] and 0 < r['exponents']['peak_mb'] < 1.2
 
 
+@pytest.mark.parametrize('name, parts', [('result_amx', {'steps', 'quality'}), ('result_avx512', {'vectorize', 'extraction', 'scale'})])
+def test_numbers_of_other_processors_are_whole(name, parts):
+    result = json.loads((ROOT/f'benchmarks/{name}.json').read_text())
+    assert set(result)==parts and not any(part['small'] for part in result.values())
+    for part in result.values(): assert name.split('_')[1] in ' '.join(part['machine']['instructions'])
+
+
 def test_committed_numbers_are_whole():
     result = json.loads((ROOT/'benchmarks/result.json').read_text())
     assert set(result)==PARTS and not any(part['small'] for part in result.values())
