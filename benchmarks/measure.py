@@ -1,5 +1,5 @@
 "What every benchmark measures with: sides that take turns, bytes of tensors, floating point operations, the machine."
-import os, platform, re, statistics, time
+import gc, os, platform, re, statistics, time
 os.environ.setdefault('KINETO_LOG_LEVEL', '99') # torch's profiler is talkative
 from importlib.metadata import version
 from pathlib import Path
@@ -34,8 +34,11 @@ def alternate(sides, repeats):
 
 def peak_bytes(f):
     """Bytes of tensors that live at the same time at most while `f` runs, beyond those that lived before (of which some may be freed on the way: that is not
-    counted). Torch's allocator is asked, so it is the same every time."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
+    counted). Torch's allocator is asked, and what others left to Python's collector is collected before, so it is the same every time."""
+    gc.collect(); gc.disable()
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
+    finally: gc.enable()
     events = sorted(((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name()=='[memory]'), key=lambda e: e[0])
     return max(0, int(np.cumsum([n for _, n in events]).max()))
 

@@ -58,11 +58,12 @@ class _SlotAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_slots, d_logits):
-        x, gs, wq, wk, wv, wih, whh, gm, w1, w2 = ctx.saved_tensors
-        first, b, k, d = ctx.kept[0][0][0], *ctx.kept[0][1][1].shape
+        x, gs, wq, wk, wv, wih, whh, gm, w1, w2 = ctx.saved_tensors # which refuses a second time
+        kept, ctx.kept = ctx.kept, None
+        first, b, k, d = kept[0][0][0], *kept[0][1][1].shape
         g = torch.zeros_like(first) if d_slots is None else d_slots.reshape(first.shape)
         dx, xt, back = torch.zeros_like(x), x.transpose(1, 2), []
-        for (s, ss, sn, q0, m, u, yy, y, h), (norm_s, q, attn, w, total, rz, hn, new, norm_y) in reversed(ctx.kept):
+        for (s, ss, sn, q0, m, u, yy, y, h), (norm_s, q, attn, w, total, rz, hn, new, norm_y) in reversed(kept):
             d_out = g
             dh = aten.threshold_backward(g @ w2, h, 0)
             dy = dh @ w1
@@ -83,7 +84,7 @@ class _SlotAttention(torch.autograd.Function):
             g = _norm_backward(dsn, gs, norm_s).add_(dgh @ whh).addcmul_(ds1, z)
             back.append((d_out, dh, dy, dgi, dgh, du, dq, dq0, dsn))
         # the rows of all rounds under each other: a weight's gradient is one product
-        s, ss, sn, q0, m, u, yy, y, h = (torch.cat(rows, -2) for rows in zip(*(rows for rows, _ in reversed(ctx.kept))))
+        s, ss, sn, q0, m, u, yy, y, h = (torch.cat(rows, -2) for rows in zip(*(rows for rows, _ in reversed(kept))))
         d_out, dh, dy, dgi, dgh, du, dq, dq0, dsn = (torch.cat(rows, -2) for rows in zip(*back))
         return (dx, g.view(b, k, d), None, None, None, (dsn*ss).sum(-2), dsn.sum(-2), dq0.mT @ sn, q0.mT @ dq, du.mT @ m, dgi.mT @ u, dgh.mT @ s, dgi.sum(-2), dgh.sum(-2),
                 (dy*yy).sum(-2), dy.sum(-2), dh.mT @ y, dh.sum(-2), d_out.mT @ h, d_out.sum(-2))
