@@ -58,7 +58,8 @@ class _SlotAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_slots, d_logits):
-        x, gs, wq, wk, wv, wih, whh, gm, w1, w2 = ctx.saved_tensors # which refuses a second time
+        x, gs, wq, wk, wv, wih, whh, gm, w1, w2 = ctx.saved_tensors
+        if ctx.kept is None: raise RuntimeError('attend was differentiated twice; what it kept is gone')
         kept, ctx.kept = ctx.kept, None
         first, b, k, d = kept[0][0][0], *kept[0][1][1].shape
         g = torch.zeros_like(first) if d_slots is None else d_slots.reshape(first.shape)

@@ -72,6 +72,8 @@ def test_a_stack_is_each_model_alone():
 def test_what_is_refused():
     attention, (x, slots) = SlotAttention(12).double(), data(2)[0]
     params = dict(attention.named_parameters())
+    slots_out = attend(attention, x, slots, params)[0].sum(); slots_out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='twice'): slots_out.backward()
     with pytest.raises(SlotnbError, match='slots has shape'): attend(attention, x, slots[:1], params)
     with pytest.raises(SlotnbError, match='target has shape'): mixed_mse(torch.randn(2, 4, 10), torch.randn(2, 4, 15), torch.randn(2, 14, 10))
     loss = mixed_mse(torch.randn(2, 4, 10, requires_grad=True), torch.randn(2, 4, 15), torch.randn(2, 15, 10)).sum()
