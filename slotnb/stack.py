@@ -7,6 +7,7 @@ __all__ = ['Stack']
 
 # %% ../nbs/35_stack.ipynb #cell-2
 import copy
+from itertools import chain
 from typing import Callable
 import torch
 from torch import Tensor, nn
@@ -15,7 +16,7 @@ from .backward import attend, mixed_mse
 from .decoder import AttentionDecoder
 from .losses import slot_cosine
 from .model import SlotAutoencoder
-from .step import per_slot, project_features, recon_mse
+from .step import blocked_mse, clip_gradients, per_slot, project_features, recon_mse
 
 # %% ../nbs/35_stack.ipynb #cell-14
 class _Call(nn.Module):
@@ -64,6 +65,7 @@ class Stack:
         if isinstance(self.template.decoder, AttentionDecoder) and isinstance(self.template.target, nn.Identity):
             feats, temperature = self.each(lambda m, s: per_slot(m, s, precision), slots), self.temperatures.repeat_interleave(images)[:, None, None]
             mse = mixed_mse(feats.flatten(0, 1), flat[1], x.flatten(0, 1), temperature, runs)
+        elif isinstance(self.template.target, nn.Identity): mse = torch.stack([blocked_mse(m.decoder, *a, precision) for m, *a in zip(self.models, slots, x)])
         else: mse = self.each(lambda m, *a: recon_mse(m, *a, precision), slots, logits, target)
         return mse, vmap(slot_cosine)(slots)
 
@@ -73,15 +75,16 @@ class Stack:
         lr:Tensor, # (r) learning rates; float64 on the CPU, float32 on CUDA
     ) -> Tensor: # (4 r) loss, mse, slot_cosine, grad_norm
         "A step of each model."
-        for p in self.params.values(): p.grad = None
+        for p in chain(self.params.values(), *self.own.values()): p.grad = None
         mse, cosine = self.losses(x, noise)
         loss = mse + self.diversity_weights*cosine
         loss.sum().backward() # models share nothing, so each gets the gradient of its own loss
         for name, own in self.own.items():
-            for p, grad in zip(own, self.params[name].grad): p.grad = grad
+            if (grads := self.params[name].grad) is not None: # the MLP decoder's went to each model's own
+                for p, grad in zip(own, grads): p.grad = grad
         norms = []
         for model, opt, clip_norm, rate in zip(self.models, self.opts, self.clip_norms, lr):
-            norms.append(nn.utils.clip_grad_norm_(model.parameters(), clip_norm))
+            norms.append(clip_gradients(model.parameters(), clip_norm))
             for group in opt.param_groups: group['lr'] = rate
             opt.step()
         return torch.stack([loss, mse, cosine, torch.stack(norms)]).detach()

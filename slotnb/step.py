@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['blocked_mse', 'StepLosses', 'project_features', 'per_slot', 'recon_mse', 'step_losses', 'GraphedStep', 'adam',
-           'TrainStep']
+           'clip_gradients', 'TrainStep']
 
 # %% ../nbs/34_step.ipynb #71c43db9
-from typing import Callable, NamedTuple
+from typing import Callable, Iterable, NamedTuple
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
 from .backward import attend, mixed_mse
@@ -197,6 +197,16 @@ def adam(
     cuda = device.type=='cuda'
     return torch.optim.Adam(params, lr=torch.tensor(lr, device=device) if cuda else lr, fused=True, capturable=cuda)
 
+def clip_gradients(
+    params:Iterable[nn.Parameter], # their gradients are changed in place
+    clip_norm:float, # largest norm
+) -> Tensor: # scalar, the norm before
+    "Shorten gradients that are too long (Pascanu et al. 2013); those that are not are not touched."
+    params = list(params)
+    norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
+    if norm.is_cuda or norm + 1e-6 > clip_norm: nn.utils.clip_grads_with_norm_(params, clip_norm, norm) # a GPU is not asked
+    return norm
+
 class TrainStep:
     "Losses, gradients, clipping, Adam."
     def __init__(self,
@@ -213,8 +223,7 @@ class TrainStep:
     def _step(self, feats, noise):
         losses = step_losses(self.model, feats, noise, self.diversity_weight, self.precision)
         self.opt.zero_grad(); losses.loss.backward()
-        norm = nn.utils.get_total_norm([p.grad for p in self.params if p.grad is not None])
-        if norm.is_cuda or norm + 1e-6 > self.clip_norm: nn.utils.clip_grads_with_norm_(self.params, self.clip_norm, norm) # a GPU is not asked
+        norm = clip_gradients(self.params, self.clip_norm)
         self.opt.step()
         return torch.stack([*losses, norm]).detach()
 

@@ -134,7 +134,7 @@ def run_study(
     failed, trained = {}, lambda c: epochs_done(c) >= c.num_epochs and (c.run_dir/'best_model.safetensors').exists()
     for later in (False, True): # who starts from another's run comes second
         todo = [c for c in everything if bool(c.warm_start)==later and not trained(c) and c.warm_start not in failed]
-        failed |= vectorize(todo, workers, show_progress)
+        failed |= vectorize(todo, workers, show_progress, save_every=60.)
     todo = [c for c in everything if trained(c) and str(c.run_dir) not in failed and not (c.run_dir/'study.json').exists()]
     with parallel_config('loky', n_jobs=workers or os.cpu_count(), inner_max_num_threads=1):
         score = import_module('slotnb.study')._try_to_score # by its name in the package: a notebook's own can't be sent to another process everywhere
