@@ -11,18 +11,32 @@ from itertools import chain
 from typing import Callable
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
 from .backward import attend, mixed_mse
 from .decoder import AttentionDecoder
 from .losses import slot_cosine
 from .model import SlotAutoencoder
-from .step import blocked_mse, clip_gradients, per_slot, project_features, recon_mse
+from .step import blocked_mse, clip_gradients, per_slot, recon_mse
 
 # %% ../nbs/35_stack.ipynb #cell-14
 class _Call(nn.Module):
     "A model as a module whose pass is any function of it, so that it can be called with the parameters of any other."
     def __init__(self, model): super().__init__(); self.model = model
     def forward(self, f, *inputs): return f(self.model, *inputs)
+
+class _Layer(torch.autograd.Function):
+    "A linear layer of each run; the gradient of a weight comes out laid out like the weight, which saves copies."
+    @staticmethod
+    def forward(ctx, x, weight, bias): # (r m i), (r o i), (r o)
+        ctx.save_for_backward(x, weight)
+        return torch.baddbmm(bias[:, None], x, weight.mT)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        return grad @ weight if ctx.needs_input_grad[0] else None, grad.mT @ x, grad.sum(1)
 
 class Stack:
     "Models of the same shapes trained as one; each one's parameters are rows of the stacked ones."
@@ -52,13 +66,25 @@ class Stack:
             return functional_call(_Call(self.template), {f'model.{k}': p for k, p in params.items()}, (f, *inputs))
         return vmap(one)(self.params, self.temperatures, *inputs)
 
+    def project(self,
+        x:Tensor, # (r m d) patch tokens of all images of a model, under each other
+    ) -> Tensor: # (r m slot_dim)
+        "Each model's input projection."
+        dtype, rows = torch.bfloat16 if self.precision=='bf16' else x.dtype, x
+        for i, layer in enumerate(self.template.project):
+            if isinstance(layer, nn.Linear): rows = _Layer.apply(*(t.to(dtype) for t in (rows, self.params[f'project.{i}.weight'], self.params[f'project.{i}.bias'])))
+            else: rows = layer(rows) # without parameters
+        return rows.to(x.dtype)
+
     def losses(self,
         x:Tensor, # (r b n d) normalised features, each model its own
         noise:Tensor, # (r b k d) of `SlotInit.draw`
     ) -> tuple[Tensor, Tensor]: # mse (r), slot_cosine (r)
         "What `step_losses` finds of each model."
         (runs, images), precision, module = x.shape[:2], self.precision, self.template.slot_attention
-        target, inputs, start = self.each(lambda m, *a: project_features(m, *a, precision), x, noise)
+        target = self.each(lambda m, x: m.target(x), x)
+        inputs = self.project(target.flatten(1, 2)).unflatten(1, (images, -1))
+        inputs, start = self.each(lambda m, x, n: (m.slot_attention.norm_inputs(x), m.init(n, x)), inputs, noise)
         params = {k.removeprefix('slot_attention.'): p for k, p in self.params.items() if k.startswith('slot_attention.')}
         flat = attend(module, inputs.flatten(0, 1), start.flatten(0, 1), params)
         slots, logits = (t.unflatten(0, (runs, images)) for t in flat)
