@@ -17,7 +17,7 @@ from .backward import attend, mixed_mse
 from .decoder import AttentionDecoder
 from .losses import slot_cosine
 from .model import SlotAutoencoder
-from .step import blocked_mse, clip_gradients, per_slot, recon_mse
+from .step import blocked_mse, clip_gradients, recon_mse
 
 # %% ../nbs/35_stack.ipynb #cell-14
 class _Call(nn.Module):
@@ -28,15 +28,15 @@ class _Call(nn.Module):
 class _Layer(torch.autograd.Function):
     "A linear layer of each run; the gradient of a weight comes out laid out like the weight, which saves copies."
     @staticmethod
-    def forward(ctx, x, weight, bias): # (r m i), (r o i), (r o)
+    def forward(ctx, x, weight, bias): # (r m i), (r o i), (r o) or None
         ctx.save_for_backward(x, weight)
-        return torch.baddbmm(bias[:, None], x, weight.mT)
+        return x @ weight.mT if bias is None else torch.baddbmm(bias[:, None], x, weight.mT)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        return grad @ weight if ctx.needs_input_grad[0] else None, grad.mT @ x, grad.sum(1)
+        return grad @ weight if ctx.needs_input_grad[0] else None, grad.mT @ x, grad.sum(1) if ctx.needs_input_grad[2] else None
 
 class Stack:
     "Models of the same shapes trained as one; each one's parameters are rows of the stacked ones."
@@ -66,15 +66,18 @@ class Stack:
             return functional_call(_Call(self.template), {f'model.{k}': p for k, p in params.items()}, (f, *inputs))
         return vmap(one)(self.params, self.temperatures, *inputs)
 
-    def project(self,
-        x:Tensor, # (r m d) patch tokens of all images of a model, under each other
-    ) -> Tensor: # (r m slot_dim)
-        "Each model's input projection."
-        dtype, rows = torch.bfloat16 if self.precision=='bf16' else x.dtype, x
-        for i, layer in enumerate(self.template.project):
-            if isinstance(layer, nn.Linear): rows = _Layer.apply(*(t.to(dtype) for t in (rows, self.params[f'project.{i}.weight'], self.params[f'project.{i}.bias'])))
-            else: rows = layer(rows) # without parameters
-        return rows.to(x.dtype)
+    def layers(self,
+        name:str, # of a linear layer, or of several one after another, in the model
+        x:Tensor, # (r m i) of each model its rows
+    ) -> Tensor: # (r m o)
+        "Each model's own."
+        module = self.template.get_submodule(name)
+        if isinstance(module, nn.Sequential):
+            for i in range(len(module)): x = self.layers(f'{name}.{i}', x)
+            return x
+        if not isinstance(module, nn.Linear): return module(x) # without parameters
+        dtype = torch.bfloat16 if self.precision=='bf16' else x.dtype
+        return _Layer.apply(*(t if t is None else t.to(dtype) for t in (x, self.params[f'{name}.weight'], self.params.get(f'{name}.bias'))))
 
     def losses(self,
         x:Tensor, # (r b n d) normalised features, each model its own
@@ -83,14 +86,15 @@ class Stack:
         "What `step_losses` finds of each model."
         (runs, images), precision, module = x.shape[:2], self.precision, self.template.slot_attention
         target = self.each(lambda m, x: m.target(x), x)
-        inputs = self.project(target.flatten(1, 2)).unflatten(1, (images, -1))
+        inputs = self.layers('project', target.flatten(1, 2)).to(x.dtype).unflatten(1, (images, -1))
         inputs, start = self.each(lambda m, x, n: (m.slot_attention.norm_inputs(x), m.init(n, x)), inputs, noise)
         params = {k.removeprefix('slot_attention.'): p for k, p in self.params.items() if k.startswith('slot_attention.')}
         flat = attend(module, inputs.flatten(0, 1), start.flatten(0, 1), params)
         slots, logits = (t.unflatten(0, (runs, images)) for t in flat)
         if isinstance(self.template.decoder, AttentionDecoder) and isinstance(self.template.target, nn.Identity):
-            feats, temperature = self.each(lambda m, s: per_slot(m, s, precision), slots), self.temperatures.repeat_interleave(images)[:, None, None]
-            mse = mixed_mse(feats.flatten(0, 1), flat[1], x.flatten(0, 1), temperature, runs)
+            rows, temperature = slots.flatten(1, 2), self.temperatures.repeat_interleave(images)[:, None, None]
+            feats = self.layers('decoder.mlp', rows) + self.layers('decoder.skip', rows) # `AttentionDecoder.per_slot`
+            mse = mixed_mse(feats.view(*flat[0].shape[:2], -1), flat[1], x.flatten(0, 1), temperature, runs)
         elif isinstance(self.template.target, nn.Identity): mse = torch.stack([blocked_mse(m.decoder, *a, precision) for m, *a in zip(self.models, slots, x)])
         else: mse = self.each(lambda m, *a: recon_mse(m, *a, precision), slots, logits, target)
         return mse, vmap(slot_cosine)(slots)
