@@ -22,6 +22,7 @@ from slotnb.stack import Stack
 from slotnb.step import TrainStep, adam
 from slotnb.study import estimate
 from slotnb.train import TrainConfig, build, lr_at, predict, prepare
+from slotnb.vectorize import KEEP_MEMORY
 
 DATA = str(Path(__file__).parent.parent/'data/movi_a_subset')
 MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidden_dim=64)) # the papers' decoder at a width that two cores train in minutes
@@ -102,7 +103,7 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
     jobs.sort(key=lambda job: -len(job[-1])) # the long one first
     def run(share):
         "In a process of its own: one line of JSON a job."
-        process = subprocess.Popen([sys.executable, __file__, '--jobs', json.dumps([share, steps])], stdout=subprocess.PIPE, text=True, env=os.environ | dict(OMP_NUM_THREADS='1'))
+        process = subprocess.Popen([sys.executable, __file__, '--jobs', json.dumps([share, steps])], stdout=subprocess.PIPE, text=True, env=KEEP_MEMORY | os.environ | dict(OMP_NUM_THREADS='1'))
         lines = []
         for line in process.stdout:
             lines += json.loads(line); progress(f"{lines[-1]['model']} {lines[-1]['side']}, batch {lines[-1]['batch_size']}, seed {lines[-1]['seed']}")

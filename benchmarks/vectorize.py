@@ -30,8 +30,10 @@ def worker():
         print(json.dumps(failed), flush=True)
 
 
-def start(threads, stack):
-    env = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+def start(processes, threads, stack):
+    from slotnb.vectorize import KEEP_MEMORY
+    env = (KEEP_MEMORY if stack and processes > 1 else {}) | os.environ | dict( # as `vectorize` starts its workers
+        OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
     p = subprocess.Popen([sys.executable, __file__, '--worker', str(stack)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
     assert p.stdout.readline()=='ready\n'
     return p
@@ -52,7 +54,7 @@ def losses(configs): return [float((c.run_dir/'metrics.csv').read_text().splitli
 def bench_vectorize(repeats=3, runs=12, epochs=1):
     "Sides take turns in processes that were started before and wait; seconds until the last of a side's processes has answered."
     from slotnb.train import TrainConfig
-    sides = {name: ([start(threads, stack) for _ in range(n)]) for name, (n, threads, stack) in SIDES.items()}
+    sides = {name: [start(*side) for _ in range(side[0])] for name, side in SIDES.items()}
     times, last = {name: [] for name in sides}, {}
     try:
         for turn in range(repeats + 1): # the first is not counted
