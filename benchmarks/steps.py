@@ -10,6 +10,7 @@ from plain import Plain, PlainStep
 from slotnb.model import SlotAutoencoder
 from slotnb.step import TrainStep, adam, step_losses
 from slotnb.tiles import tiles_obstacle
+from slotnb.vectorize import KEEP_MEMORY
 
 PAPERS = dict(slots=7, slot_dim=256, patches=256, hidden=1024, batch=2, decoder='mlp')
 SIZES = { # one a row of the table
@@ -107,12 +108,9 @@ def eager_step(model, opt, low=False, compiled=False):
     return step
 
 
-KEEP = dict(MALLOC_MMAP_THRESHOLD_=str(2**30), MALLOC_TRIM_THRESHOLD_=str(2**30)) # glibc gives large blocks no longer back to the system after each use
-
-
 def freed_memory_kept(size, repeats):
     "Both sides in a process whose allocator keeps what was freed; that can only be set at its start."
-    done = subprocess.run([sys.executable, __file__, json.dumps([size, repeats, torch.get_num_threads()])], stdout=subprocess.PIPE, text=True, check=True, env=os.environ | KEEP)
+    done = subprocess.run([sys.executable, __file__, json.dumps([size, repeats, torch.get_num_threads()])], stdout=subprocess.PIPE, text=True, check=True, env=os.environ | KEEP_MEMORY)
     return json.loads(done.stdout.splitlines()[-1])
 
 
