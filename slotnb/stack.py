@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call, vmap
 from .backward import attend, mixed_mse
-from .decoder import AttentionDecoder
+from .decoder import MLPDecoder
 from .losses import slot_cosine
 from .model import SlotAutoencoder
 from .step import blocked_mse, clip_gradients, recon_mse
@@ -91,12 +91,12 @@ class Stack:
         params = {k.removeprefix('slot_attention.'): p for k, p in self.params.items() if k.startswith('slot_attention.')}
         flat = attend(module, inputs.flatten(0, 1), start.flatten(0, 1), params)
         slots, logits = (t.unflatten(0, (runs, images)) for t in flat)
-        if isinstance(self.template.decoder, AttentionDecoder) and isinstance(self.template.target, nn.Identity):
+        if not isinstance(self.template.target, nn.Identity): mse = self.each(lambda m, *a: recon_mse(m, *a, precision), slots, logits, target)
+        elif isinstance(self.template.decoder, MLPDecoder): mse = torch.stack([blocked_mse(m.decoder, *a, precision) for m, *a in zip(self.models, slots, x)])
+        else:
             rows, temperature = slots.flatten(1, 2), self.temperatures.repeat_interleave(images)[:, None, None]
             feats = self.layers('decoder.mlp', rows) + self.layers('decoder.skip', rows) # `AttentionDecoder.per_slot`
             mse = mixed_mse(feats.view(*flat[0].shape[:2], -1), flat[1], x.flatten(0, 1), temperature, runs)
-        elif isinstance(self.template.target, nn.Identity): mse = torch.stack([blocked_mse(m.decoder, *a, precision) for m, *a in zip(self.models, slots, x)])
-        else: mse = self.each(lambda m, *a: recon_mse(m, *a, precision), slots, logits, target)
         return mse, vmap(slot_cosine)(slots)
 
     def step(self,
