@@ -43,7 +43,7 @@ def test_committed_runs_are_whole(evidence):
     fine = evidence.rows[evidence.rows.failed=='']
     assert fine[['fg_ari_attn', 'mbo_attn', 'ari_attn', 'test_fvu', 'fg_ari_seen', 'mbo_seen']].notna().to_numpy().all()
     book = json.loads((RESULTS/'provenance.json').read_text())
-    assert {'seconds', 'versions', 'machine', 'date', 'config', 'base'} <= set(book) and book['config']['num_epochs']==40
+    assert {'seconds', 'versions', 'machine', 'date', 'config', 'base'} <= set(book) and book['config']['num_epochs']==ClaimsConfig.num_epochs
     assert book['seconds'] < 100*60 # on two cores
     from slotnb.train import load_tensors
     masks, _ = load_tensors(RESULTS/'masks.safetensors')
