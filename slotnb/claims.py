@@ -32,7 +32,7 @@ from .report import render_notebook
 from .step import TrainStep, adam
 from .study import Arm, Estimate, collect, curves, estimate, paired, plan_study, run_study
 from .sweep import score_floors
-from .train import TrainConfig, build, frozen_backbone, load_run, load_tensors, open_split, predict, prepare, save_tensors, train_epoch, val_row, versions
+from .train import TrainConfig, build, frozen_backbone, load_run, load_tensors, look_at_held_out, open_split, predict, prepare, save_tensors, train_epoch, versions
 
 # %% ../nbs/55_claims.ipynb #cl-5
 RECIPE = dict(normalizer='instance', projection='mlp', num_slots=11, slot_dim=128, num_iters=3, attn_temperature=1., slot_init='random', decoder='attention', hidden_dim=512, mask_temperature=.5, weight_init='xavier',
@@ -246,7 +246,7 @@ def time_rows(
     model = build(config, *train.shape[:0:-1]).to(device); step = TrainStep(model, adam(model.parameters(), config.lr), config.diversity_weight, config.clip_norm)
     scenes = len(data.seen)
     out = dict(device=str(device), scenes=scenes, steps=-(-len(train)//config.batch_size), steps_seconds=_seconds(lambda: train_epoch(step, train, config, 0)),
-        held_out_seconds=_seconds(lambda: val_row(model, val, 0)), read_and_normalise_seconds=_seconds(lambda: norm(data.train[:].to(device))))
+        held_out_seconds=_seconds(lambda: look_at_held_out(model, val, 0)), read_and_normalise_seconds=_seconds(lambda: norm(data.train[:].to(device))))
     out['epoch_seconds'] = out['steps_seconds'] + out['held_out_seconds']
     out['train_images'] = len(train); out['batch_seconds'] = {str(b): _seconds(lambda: train_epoch(step, train, replace(config, batch_size=b), 0)) for b in (2, 12, 16) if b <= len(train)}
     images = _decoded([data.scenes['train'][i] for i in range(2)]).permute(0, 3, 1, 2)

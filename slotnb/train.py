@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'PRESETS', 'WATCHED', 'IN_MEMORY', 'TrainConfig', 'preset', 'Batches', 'RunData', 'frozen_backbone',
-           'open_split', 'prepare', 'lr_at', 'train_epoch', 'outputs', 'predict', 'means', 'val_row', 'save_tensors',
-           'load_tensors', 'load_into', 'build', 'warm_start', 'checkpoint_path', 'train_precision', 'versions',
-           'save_best', 'is_kept', 'History', 'load_history', 'Watched', 'RunState', 'within_reach', 'fit', 'Run',
-           'load_run', 'evaluate']
+           'open_split', 'prepare', 'lr_at', 'sent', 'take', 'train_epoch', 'outputs', 'predict', 'means', 'HeldOut',
+           'held_out_measures', 'look_at_many', 'look_at_held_out', 'save_tensors', 'load_tensors', 'load_into',
+           'build', 'warm_start', 'checkpoint_path', 'train_precision', 'versions', 'save_best', 'is_kept', 'History',
+           'load_history', 'Watched', 'RunState', 'within_reach', 'fit', 'Run', 'load_run', 'evaluate']
 
 # %% ../nbs/50_train.ipynb #cell-2
 import csv, logging, math, platform, time
@@ -24,7 +24,7 @@ from .backbones import ViTBackbone
 from .core import SlotnbError, atomic_path, batches, default_device, generator, has_bf16, read_json, write_json
 from .data import Dataset
 from .formats import open_dataset
-from .diagnostics import collapse, feature_stats, slot_stats
+from .diagnostics import collapse, feature_stats, slot_measures, slot_stats
 from .features import Features, extract
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
@@ -208,6 +208,20 @@ def lr_at(
     return config.lr*.5*(1 + math.cos(math.pi*(step - warmup)/max(1, total - warmup)))
 
 # %% ../nbs/50_train.ipynb #cell-13
+def sent(
+    x:Tensor, # on the CPU
+    device:torch.device,
+) -> Tensor: # the same on the device
+    "From memory that a GPU reads by itself, so that nobody waits."
+    return x.pin_memory().to(device, non_blocking=True) if device.type=='cuda' else x
+
+def take(
+    feats:Tensor|Batches, # (s n d)
+    index:Tensor, # (b) on the CPU
+) -> Tensor: # (b n d) on the device of `feats`
+    "`feats[index]`, without waiting for a GPU."
+    return feats[sent(index, feats.device) if isinstance(feats, Tensor) else index]
+
 def train_epoch(
     step:TrainStep, # changes its model in place
     feats:Tensor|Batches, # (s n d) normalised, on the model's device
@@ -219,7 +233,7 @@ def train_epoch(
     noise, sums = generator(config.seed, 'slots', epoch), torch.zeros(4, device=feats.device)
     for i, batch in enumerate(order):
         lr = lr_at(epoch*len(order) + i, len(order), config)
-        sums += step(feats[batch], step.model.init.draw(len(batch), noise), lr)
+        sums += step(take(feats, batch), step.model.init.draw(len(batch), noise), lr)
     return dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), (sums/len(order)).tolist()), lr=lr)
 
 # %% ../nbs/50_train.ipynb #cell-14
@@ -251,16 +265,52 @@ def means(
     for n, row in rows: total, sums = total + n, {k: sums.get(k, 0.) + n*v for k, v in row.items()}
     return {k: v/total for k, v in sums.items()}
 
-def val_row(
+WATCHED = 2 # held-out images whose masks are kept
+
+class HeldOut(NamedTuple):
+    "What is seen of the held-out scenes after an epoch."
+    row:dict[str, float] # val_mse, val_fvu, and val_ with every name of `slot_stats`
+    attn:Tensor # (w k n) of the first `WATCHED` images, half precision, on the device
+    masks:Tensor # (w k n) likewise, the decoder's
+
+def held_out_measures(
+    target:Tensor, # (b n d)
+    out:ModelOutput, # of it
+) -> dict[str, Tensor]: # scalars: mse, spread, and what `slot_measures` gives
+    "What is measured in held-out scenes."
+    return dict(mse=feature_mse(out.recon, target), spread=feature_spread(target)) | slot_measures(out.slots, out.masks)
+
+@torch.no_grad()
+def look_at_many(
+    look:Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor, Tensor]], # of features (r b n d) and noise (r b k d): `held_out_measures` of each model, (r), its attn and masks (r b k n)
+    feats:list[Tensor|Batches], # of each model (s n d) held out, normalised
+    draws:list[Callable[..., Tensor]], # of each model `SlotInit.draw`
+    seeds:list[int], # of the slots' noise
+    batch_size:int=32, # images of all models at a time
+) -> list[HeldOut]: # of each model
+    "Held-out scenes of models that run as one."
+    noises, sums, count, seen = [generator(seed, 'evaluation') for seed in seeds], 0, len(feats[0]), []
+    for start in range(0, count, batch_size):
+        chunk = range(start, min(start + batch_size, count)) # drawn as `outputs` draws it, however many models there are
+        drawn = sent(torch.stack([draw(len(chunk), noise) for draw, noise in zip(draws, noises)]), feats[0].device)
+        for part, noise in zip(batches(torch.tensor(chunk), size := max(1, batch_size//len(feats))), drawn.split(size, 1)):
+            found, *masks = look(torch.stack([take(f, part) for f in feats]), noise)
+            sums = sums + len(part)*torch.stack(list(found.values()))
+            if part[0] < WATCHED: seen.append([m[:, :WATCHED - part[0]].half() for m in masks])
+    rows = [dict(zip(found, values)) for values in (sums/count).T.tolist()] # a GPU is asked once
+    rows = [{'val_mse': row['mse'], 'val_fvu': row['mse']/row['spread']} | {f'val_{k}': v for k, v in row.items() if k not in ('mse', 'spread')} for row in rows]
+    return [HeldOut(*each) for each in zip(rows, *(torch.cat(m, 1) for m in zip(*seen)))]
+
+def look_at_held_out(
     model:SlotAutoencoder,
     feats:Tensor|Batches, # (s n d) held out, normalised
     seed:int, # of the slots' noise
-) -> dict[str, float]: # val_mse, val_fvu, and val_ with every name of `slot_stats`
-    "What is logged of the held-out scenes after each epoch."
-    stats = means((len(x), dict(mse=feature_mse(out.recon, x).item(), spread=feature_spread(x).item()) | slot_stats(out.slots, out.masks))
-                  for x, out in outputs(model, feats, seed))
-    mse, spread = stats.pop('mse'), stats.pop('spread')
-    return {f'val_{k}': v for k, v in (dict(mse=mse, fvu=mse/spread) | stats).items()}
+) -> HeldOut:
+    "What is logged and kept of the held-out scenes after each epoch."
+    def look(x, noise):
+        out = model(x[0], noise[0])
+        return {k: v[None] for k, v in held_out_measures(model.target(x[0]), out).items()}, out.attn[None], out.masks[None]
+    return look_at_many(look, [feats], [model.init.draw], [seed])[0]
 
 # %% ../nbs/50_train.ipynb #cell-16
 def save_tensors(
@@ -364,14 +414,12 @@ def _write_rows(path, rows):
     with atomic_path(path) as tmp, open(tmp, 'w', newline='') as f:
         if rows: out = csv.DictWriter(f, rows[0].keys()); out.writeheader(); out.writerows(rows)
 
-def save_best(run_dir, model, norm, scale, epoch, val_mse):
-    "The checkpoint that people take away: model, normalizer and the scale of `feature_std`."
-    tensors = {f'{name}.{k}': v for name, m in dict(model=model, normalizer=norm).items() for k, v in m.state_dict().items()}
+def save_best(run_dir, weights, norm, scale, epoch, val_mse):
+    "The checkpoint that people take away: the model's weights, normalizer and the scale of `feature_std`."
+    tensors = {f'{name}.{k}': v for name, m in dict(model=weights, normalizer=norm.state_dict()).items() for k, v in m.items()}
     save_tensors(run_dir/'best_model.safetensors', tensors | dict(scale=torch.tensor(scale)), epoch=epoch, val_mse=val_mse)
 
 # %% ../nbs/50_train.ipynb #watch
-WATCHED = 2 # held-out images whose masks are kept
-
 def is_kept(
     epoch:int, # from 0
     num_epochs:int, # of the run
@@ -401,24 +449,19 @@ class Watched:
     def __init__(self,
         folder:Path, # the run's
         data:RunData,
-        norm:Normalizer, # fitted
-        device:torch.device,
         epoch:int, # where the run goes on; what is there of this epoch and later is forgotten
     ):
         self.path, self.index = folder/'epochs.safetensors', data.val.index[:WATCHED]
-        self.feats = Batches(data.val, norm, device=device)[:WATCHED]
         self.history = load_history(folder) if epoch and self.path.exists() else None
         if self.history: keep = self.history.epochs < epoch; self.history = History(*(v if k=='index' else v[keep] for k, v in self.history._asdict().items()))
         else: self.path.unlink(missing_ok=True)
 
     def add(self,
         epoch:int, # that has ended
-        model:SlotAutoencoder,
-        seed:int, # of the slots' noise, which is that of `val_row`
+        seen:HeldOut,
     ):
-        "Look at the images, and write all that is kept."
-        out = predict(model, self.feats, seed)
-        now = History(torch.tensor([epoch]), self.index, *(m[None].half().cpu() for m in (out.attn, out.masks)))
+        "Write all that is kept."
+        now = History(torch.tensor([epoch]), self.index, *(m[None].cpu() for m in (seen.attn, seen.masks)))
         if self.history: now = History(*(new if k=='index' else torch.cat([old, new]) for k, old, new in zip(History._fields, self.history, now)))
         self.history = now
         save_tensors(self.path, now._asdict())
@@ -436,6 +479,7 @@ class RunState:
         _claim(config, data.record, train_precision(config, device))
         self.config, self.norm, self.scale, self.folder, self.save_every = config, norm, data.scale, config.run_dir, save_every
         self.path, self.epoch, self.best, self.best_epoch, self.warned = self.folder/'last_state.safetensors', 0, math.inf, -1, ''
+        self.kept, self.unwritten = {}, False # weights of the best epoch
         self.model = build(config, *data.train.shape[:0:-1]).to(device)
         self.opt = adam(self.model.parameters(), config.lr)
         self.step = TrainStep(self.model, self.opt, config.diversity_weight, config.clip_norm, train_precision(config, device))
@@ -446,7 +490,7 @@ class RunState:
             rows = pd.read_csv(self.folder/'metrics.csv', dtype=str).to_dict('records')[:self.epoch]
         self.log, self.saved = _log(self.folder), time.monotonic()
         if resumed: self.log.info(f'resumed after epoch {self.epoch}')
-        self.watched = Watched(self.folder, data, norm, device, self.epoch)
+        self.watched = Watched(self.folder, data, self.epoch)
         _write_rows(self.folder/'metrics.csv', rows)
         self.timing = open(self.folder/'timing.csv', 'a')
 
@@ -456,11 +500,23 @@ class RunState:
     def __exit__(self, *_): self.close()
 
     def close(self):
-        "Let go of the files; a second time does nothing."
-        self.timing.close(); _close(self.log)
+        "Write the best checkpoint and let go of the files; a second time does nothing."
+        self._write_best(); self.timing.close(); _close(self.log)
+
+    def _keep_best(self):
+        "On the device, because an early epoch is seldom the best for long."
+        now = self.model.state_dict()
+        if self.kept: torch._foreach_copy_(list(self.kept.values()), list(now.values()))
+        else: self.kept = {k: v.clone() for k, v in now.items()}
+        self.unwritten = True
+
+    def _write_best(self):
+        if self.unwritten: save_best(self.folder, self.kept, self.norm, self.scale, self.best_epoch, self.best)
+        self.unwritten = False
 
     def save(self):
-        "All that resuming needs; `model` and `opt` must be up to date."
+        "All that resuming needs, and the best checkpoint before it; `model` and `opt` must be up to date."
+        self._write_best()
         moments = {f'opt.{i}.{k}': v for i, s in self.opt.state_dict()['state'].items() for k, v in s.items()}
         save_tensors(self.path, {f'model.{k}': v for k, v in self.model.state_dict().items()} | moments,
                      epoch=self.epoch, best=self.best, best_epoch=self.best_epoch)
@@ -476,20 +532,22 @@ class RunState:
         self.epoch, self.best, self.best_epoch = int(meta['epoch']), float(meta['best']), int(meta['best_epoch'])
 
     def end_epoch(self,
-        row:dict[str, float], # what `train_epoch` and `val_row` found
+        row:dict[str, float], # what `train_epoch` found
+        seen:HeldOut, # what `look_at_held_out` found
         seconds:float, # that training took
     ) -> dict[str, str]: # what a bar shows
-        "Write an epoch down: best checkpoint, metrics, time, log, and the state when it is due."
-        row = dict(epoch=self.epoch) | row
+        "Write an epoch down: metrics, time, log; best checkpoint and state when they are due."
+        row = dict(epoch=self.epoch) | row | seen.row
         if not math.isfinite(row['loss']): raise SlotnbError(f"{self.folder}: the loss is {row['loss']} in epoch {self.epoch}; lower lr or clip_norm")
         if row['val_mse'] < self.best:
             self.best, self.best_epoch = row['val_mse'], self.epoch
-            save_best(self.folder, self.model, self.norm, self.scale, self.epoch, self.best)
+            self._keep_best()
+        if self.epoch + 1==self.config.num_epochs: self._write_best() # before the row that says that the run is trained
         _append(self.folder/'metrics.csv', row)
         self.timing.write(f'{self.epoch},{seconds:.4f}\n'); self.timing.flush()
         self._warn(row)
         self.log.info(' '.join(f'{k} {v:.4g}' for k, v in row.items()))
-        if is_kept(self.epoch, self.config.num_epochs): self.watched.add(self.epoch, self.model, self.config.seed)
+        if is_kept(self.epoch, self.config.num_epochs): self.watched.add(self.epoch, seen)
         self.epoch += 1
         if time.monotonic() - self.saved > self.save_every or self.finished: self.save()
         return dict(loss=f"{row['loss']:.3f}", val_fvu=f"{row['val_fvu']:.3f}", active=f"{row['val_active_slots']:.1f}")
@@ -530,7 +588,7 @@ def fit(
             start = time.perf_counter()
             row = train_epoch(state.step, train, config, state.epoch)
             seconds = time.perf_counter() - start
-            said = state.end_epoch(row | val_row(state.model, val, config.seed), seconds)
+            said = state.end_epoch(row, look_at_held_out(state.model, val, config.seed), seconds)
             bar.update(); bar.set_postfix(said)
     return config.run_dir
 

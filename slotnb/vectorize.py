@@ -8,15 +8,17 @@ __all__ = ['SHAPE', 'NOT_OF_DATA', 'KEEP_MEMORY', 'data_key', 'stack_epoch', 'fi
 # %% ../nbs/51_vectorize.ipynb #cell-2
 import json, os, subprocess, sys, tempfile, threading, time
 from dataclasses import asdict
+from functools import partial
 from typing import Callable, NamedTuple
 import torch
 from torch import Tensor
+from torch.func import vmap
 from tqdm import tqdm
 from .core import SlotnbError, default_device, generator, write_json
 from .normalizer import Normalizer
 from .stack import Stack
 from .step import GraphedStep
-from .train import Batches, RunData, RunState, TrainConfig, lr_at, prepare, val_row, within_reach
+from .train import Batches, RunData, RunState, TrainConfig, held_out_measures, look_at_many, lr_at, prepare, sent, take, within_reach
 
 # %% ../nbs/51_vectorize.ipynb #cell-5
 SHAPE = ('num_slots', 'slot_dim', 'num_iters', 'attn_temperature', 'slot_init', 'decoder', 'hidden_dim', 'projection', 'target', 'train_precision', 'batch_size') # the same in all of a stack, beside the features' shape
@@ -38,7 +40,7 @@ class _Job(NamedTuple):
     val:Tensor|Batches # (s n d) likewise
 
     @property
-    def shape(self): return *(getattr(self.config, k) for k in SHAPE), *self.train.shape, str(self.train.device)
+    def shape(self): return *(getattr(self.config, k) for k in SHAPE), *self.train.shape, len(self.val), str(self.train.device)
 
 class _Live(NamedTuple):
     "A run in the stack."
@@ -74,12 +76,18 @@ def stack_epoch(
     noises, steps, sums = [generator(c.seed, 'slots', e) for c, e in zip(configs, epochs)], len(orders[0]), 0
     for i, batches in enumerate(zip(*orders)):
         lr = [lr_at(e*steps + i, steps, c) for c, e in zip(configs, epochs)]
-        x = torch.stack([r.job.train[batch] for r, batch in zip(runs, batches)])
-        noise = torch.stack([r.state.model.init.draw(len(batch), g) for r, batch, g in zip(runs, batches, noises)]).to(device)
-        sums = sums + step(x, noise, torch.tensor(lr, dtype=torch.float64 if device.type=='cpu' else torch.float32, device=device))
+        x = torch.stack([take(r.job.train, batch) for r, batch in zip(runs, batches)])
+        noise = torch.stack([r.state.model.init.draw(len(batch), g) for r, batch, g in zip(runs, batches, noises)])
+        rates = torch.tensor(lr, dtype=torch.float64 if device.type=='cpu' else torch.float32)
+        sums = sums + step(x, sent(noise, device), sent(rates, device))
     return [dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), s), lr=rate) for s, rate in zip((sums/steps).T.tolist(), lr)]
 
 # %% ../nbs/51_vectorize.ipynb #cell-10
+def _look(stack, x, noise):
+    "What `look_at_many` asks for."
+    target, out = stack.outputs(x, noise)
+    return vmap(held_out_measures)(target, out), out.attn, out.masks
+
 def _fit_stack(jobs, bar, save_every, most):
     "Train runs of one shape, at most so many at a time."
     queue, live, step = list(jobs), [], None
@@ -96,12 +104,13 @@ def _fit_stack(jobs, bar, save_every, most):
             states = [r.state for r in live]
             if step is None: stack = Stack([s.model for s in states], [s.opt for s in states], [s.config.diversity_weight for s in states],
                                             [s.config.clip_norm for s in states], states[0].step.precision)
-            if step is None: step = GraphedStep(stack.step, live[0].job.train.device)
+            if step is None: step, look = (GraphedStep(f, live[0].job.train.device) for f in (stack.step, partial(_look, stack)))
             start = time.perf_counter()
             rows = stack_epoch(step, live)
             seconds = (time.perf_counter() - start)/len(live)
-            for run, row in zip(live, rows):
-                try: said = run.state.end_epoch(row | val_row(run.state.model, run.job.val, run.state.config.seed), seconds)
+            held_out = look_at_many(look, [r.job.val for r in live], [s.model.init.draw for s in states], [s.config.seed for s in states])
+            for run, row, seen in zip(live, rows, held_out):
+                try: said = run.state.end_epoch(row, seen, seconds)
                 except SlotnbError as e: run.state.log.error(str(e)); _fail(run.state.config, str(e))
                 else:
                     bar.update(); bar.set_postfix(said)
@@ -178,7 +187,7 @@ def vectorize(
     bar = tqdm(total=sum(c.num_epochs for c in plan), desc=f'{len(plan)} runs in {workers} processes', unit='epoch', disable=not show_progress)
     try:
         for i, log in enumerate(logs): processes.append(_start(plan[i::workers], max(1, os.cpu_count()//workers), save_every, most, log))
-        while any(p.poll() is None for p in processes): time.sleep(.2); bar.n = sum(map(epochs_done, plan)); bar.refresh()
+        while any(p.poll() is None for p in processes): time.sleep(1); bar.n = sum(map(epochs_done, plan)); bar.refresh()
         for i, (process, log) in enumerate(zip(processes, logs)):
             log.seek(0); lines = log.read().splitlines()
             for line in lines:

@@ -1,10 +1,11 @@
 "The written-out backward pass of slot attention and of the mixture: autograd's gradients, alone and in stacks, on the CPU and on CUDA."
 import pytest, torch
-from slotnb.backward import attend, mixed_mse
+from slotnb.backward import attend, linear_layers, mixed_mse, part_of
 from slotnb.core import SlotnbError
 from slotnb.decoder import AttentionDecoder
 from slotnb.losses import feature_mse
-from slotnb.slot_attention import SlotAttention
+from slotnb.slot_attention import InputProjection, SlotAttention
+from slotnb.step import per_slot
 
 CANCELLED = 'norm_slots.bias' # the softmax over slots cancels it: its gradient is rounding
 
@@ -69,6 +70,46 @@ def test_a_stack_is_each_model_alone():
     assert loss[1].isnan() and params['to_q.weight'].grad[1].isnan().all()
 
 
+def gradients_of(f, inputs, params):
+    for t in (*inputs, *params): t.grad = None
+    out = f(); (out.square().mean()*out.shape[0]).backward() # so that each of r modules has the gradient of its own mean
+    return out.detach(), [t.grad for t in (*inputs, *params)]
+
+
+@pytest.mark.parametrize('kind', InputProjection.kinds)
+def test_layers(kind):
+    "The projection of each kind, one and three at once, also where its input has a gradient."
+    modules = [shaken(InputProjection(10, 6, 8, kind), i) for i in range(3)]
+    rows = [torch.randn(14, 10, dtype=torch.double, requires_grad=True) for _ in modules]
+    want = [gradients_of(lambda: m(x)[None], [x], list(m.parameters())) for m, x in zip(modules, rows)]
+    for m, x, (out, grads) in zip(modules, rows, want):
+        got, found = gradients_of(lambda: linear_layers(m, x, dict(m.named_parameters()))[None], [x], list(m.parameters()))
+        torch.testing.assert_close(got, out, rtol=1e-12, atol=1e-14)
+        for a, b in zip(found, grads): torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13); assert a.is_contiguous()
+    x = torch.stack([x.detach() for x in rows]).requires_grad_()
+    params = {k: torch.stack([m.get_parameter(k).detach() for m in modules]).requires_grad_() for k, _ in modules[0].named_parameters()}
+    got, found = gradients_of(lambda: linear_layers(modules[0], x, params), [x], list(params.values()))
+    for i, (out, grads) in enumerate(want):
+        torch.testing.assert_close(got[i], out[0], rtol=1e-12, atol=1e-14)
+        for a, b in zip(found, grads): torch.testing.assert_close(a[i], b, rtol=1e-10, atol=1e-13); assert a.is_contiguous() # the fused Adam does not look at strides
+
+
+def test_layers_in_bf16_and_of_a_decoder():
+    "As near as autocast is; and what a slot adds, with a layer that has no bias."
+    torch.manual_seed(0)
+    m, x = InputProjection(48, 32), torch.randn(30, 48)
+    def autocast():
+        with torch.autocast('cpu', torch.bfloat16): return m(x)[None].float()
+    (out, grads), (got, found) = (gradients_of(f, [], list(m.parameters())) for f in (autocast, lambda: linear_layers(m, x, dict(m.named_parameters()), 'bf16')[None]))
+    assert got.dtype==torch.float32 and 1e-4 < (got - m(x)).norm()/m(x).norm() < .02
+    for a, b in zip((got, *found), (out, *grads)): assert (a - b).norm()/b.norm() < .02
+    decoder, slots = shaken(AttentionDecoder(12, 10, 8), 0), torch.randn(5, 12, dtype=torch.double, requires_grad=True)
+    want, got = (gradients_of(f, [slots], list(decoder.parameters())) for f in (lambda: decoder.per_slot(slots)[None], lambda: per_slot(decoder, slots, part_of(dict(d=1) | {f'd.{k}': p for k, p in decoder.named_parameters()}, 'd'))[None]))
+    for a, b in zip((got[0], *got[1]), (want[0], *want[1])): torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-13)
+    loss = linear_layers(m, x, dict(m.named_parameters())).sum(); loss.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='twice'): loss.backward()
+
+
 def test_what_is_refused():
     attention, (x, slots) = SlotAttention(12).double(), data(2)[0]
     params = dict(attention.named_parameters())
@@ -85,6 +126,7 @@ def test_what_is_refused():
 def test_cuda_agrees_with_the_cpu():
     found = []
     for device in ('cpu', 'cuda'):
+        torch.manual_seed(0)
         attention, decoder = (shaken(m, 0).to(device) for m in (SlotAttention(12), AttentionDecoder(12, 10, 8)))
         (x, slots), target = data(2); x, slots, target = (t.detach().to(device) for t in (x, slots, target))
         out, logits = attend(attention, attention.norm_inputs(x), slots, dict(attention.named_parameters()))

@@ -170,9 +170,9 @@ def test_interrupted_run_leaves_the_same_file(tmp_path, monkeypatch):
     from slotnb.train import RunState
     whole = fit(TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path/'whole')), False)
     config, end = TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path/'killed')), RunState.end_epoch
-    def stop(self, row, seconds):
+    def stop(self, *found):
         if self.epoch==3: self.save_every = math.inf # from here on nothing is saved, and what is kept is ahead of the state
-        said = end(self, row, seconds)
+        said = end(self, *found)
         if self.epoch==5: raise KeyboardInterrupt
         return said
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(RunState, 'end_epoch', stop); fit(config, False, 0.)
@@ -191,8 +191,8 @@ def test_replay_follows_a_run_that_goes_on(tmp_path, monkeypatch):
     from slotnb.train import RunState
     config, end = TrainConfig(**FEW, save_dir=str(tmp_path)), RunState.end_epoch
     seen = []
-    def look(self, row, seconds):
-        said = end(self, row, seconds)
+    def look(self, *found):
+        said = end(self, *found)
         if self.epoch==1: seen.append(SlotExplorer(config.run_dir, state=dict(view='training')))
         e = seen[0]; e._heard(e.gallery, dict(kind='tick'), []) # what the page's clock sends
         assert e.error=='' and e.controls['epoch'].value==self.epoch - 1 and e.pictures['soft-0'].title.endswith(f'epoch {self.epoch - 1}')

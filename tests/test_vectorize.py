@@ -15,14 +15,19 @@ CANCELLED = 'slot_attention.norm_slots.bias' # the softmax over slots cancels it
 
 
 @pytest.fixture
-def double(monkeypatch):
-    "In double precision a wrong equation shows, and rounding does not. Small random features, so that it is quick."
+def few_features(monkeypatch):
+    "Small random features, so that it is quick."
     def prepared(config, show_progress):
         feats = torch.randn(15, 16, 24, generator=torch.Generator().manual_seed(0))*torch.linspace(.5, 2, 24)
         scale = config.feature_std/feats.std().item() if config.feature_std else 1.
         part = lambda a, b: Batches(feats[a:b]*scale)
         return RunData(part(0, 12), part(12, 15), None, part(0, 15), dict(dim=24, grid=[4, 4]), scale, {})
     for module in (train, vectorize_module): monkeypatch.setattr(module, 'prepare', prepared)
+
+
+@pytest.fixture
+def double(few_features):
+    "In double precision a wrong equation shows, and rounding does not."
     torch.set_default_dtype(torch.float64); yield; torch.set_default_dtype(torch.float32)
 
 
@@ -54,8 +59,8 @@ def test_equals_each_alone(tmp_path, double):
 def interrupted(config, epochs, train, monkeypatch):
     "Train, and end after so many epochs of this run, its state saved."
     end = RunState.end_epoch
-    def stop(self, row, seconds):
-        said = end(self, row, seconds)
+    def stop(self, *found):
+        said = end(self, *found)
         if self.folder==config.run_dir and self.epoch==epochs: raise KeyboardInterrupt
         return said
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(RunState, 'end_epoch', stop); train()
@@ -70,6 +75,23 @@ def test_begun_alone_and_continued_together_and_the_other_way_round(tmp_path, do
     interrupted(second['b'], 2, lambda: fit_many(list(second.values()), False, 0.), monkeypatch)
     for c in second.values(): fit(c, False)
     for name in vary: assert_same(first[name], whole[name]); assert_same(second[name], whole[name])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
+@pytest.mark.parametrize('precision', ['fp32', 'bf16'])
+def test_on_a_gpu_as_alone_and_as_on_the_cpu(tmp_path, few_features, monkeypatch, precision):
+    "A stack, each alone, alone and interrupted; graphs are recorded in the first epoch."
+    vary = {name: v | dict(train_precision=precision) for name, v in VARY.items()}
+    stacked, alone, cpu = (plan(tmp_path/name, vary) for name in ('stacked', 'alone', 'cpu'))
+    on_gpu = lambda c: replace(c, device='cuda')
+    assert fit_many(list(map(on_gpu, stacked.values())), False)=={}
+    for name in vary:
+        fit(on_gpu(alone[name]), False); fit(cpu[name], False)
+        for a, b in ((stacked, alone), (alone, cpu)):
+            pd.testing.assert_frame_equal(metrics(a[name])[['mse', 'val_mse', 'lr']], metrics(b[name])[['mse', 'val_mse', 'lr']], rtol=dict(fp32=1e-3, bf16=.05)[precision])
+    cut = on_gpu(plan(tmp_path/'cut', dict(cut=vary['longer']))['cut'])
+    interrupted(cut, 3, lambda: fit(cut, False, 0.), monkeypatch); fit(cut, False)
+    pd.testing.assert_frame_equal(metrics(cut), metrics(alone['longer']), rtol=1e-4 if precision=='fp32' else .05)
 
 
 def test_one_that_diverges_disturbs_nobody(tmp_path, few_scenes):
