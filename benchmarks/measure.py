@@ -33,11 +33,13 @@ def alternate(sides, repeats):
 
 
 def peak_bytes(f):
-    """Bytes of tensors that live at the same time at most while `f` runs, beyond those that lived before (of which some may be freed on the way: that is not
-    counted). Torch's allocator is asked, and what others left to Python's collector is collected before, so it is the same every time."""
+    """Bytes of tensors that live at the same time at most while `f` runs, beyond those that lived before: gradients of the last step that are freed first
+    make room. Torch's allocator is asked, and what others left to Python's collector is collected before, so it is the same every time. The second of two calls
+    counts: the allocator knows the size of what is freed only if it was asked when that was made, as the last step's gradients were in the first call."""
     gc.collect(); gc.disable()
     try:
-        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
+        for _ in range(2):
+            with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as p: f()
     finally: gc.enable()
     events = sorted(((e.start_ns(), e.nbytes()) for e in p.profiler.kineto_results.events() if e.name()=='[memory]'), key=lambda e: e[0])
     return max(0, int(np.cumsum([n for _, n in events]).max()))

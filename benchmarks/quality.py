@@ -36,7 +36,7 @@ def stepper(configs, models, side):
     def own(c, m):
         if side=='plain':
             plain = Plain(384, m.num_patches, c.slot_dim, c.decoder, c.hidden_dim, c.mask_temperature)
-            plain.load_state_dict(m.state_dict())
+            plain.load_state_dict(m.state_dict()); plain.to(m.init.mean.device)
             for (name, p), q in zip(plain.named_parameters(), plain.parameters()): m.get_parameter(name).data = q.data # trained plainly, scored as a model of slotnb
             return PlainStep(plain, c.diversity_weight, c.clip_norm)
         return TrainStep(m, adam(m.parameters(), c.lr), c.diversity_weight, c.clip_norm, side)
@@ -49,7 +49,7 @@ def stepper(configs, models, side):
 
 def train(configs, feats, side, steps):
     "The trained models and their loss curves (MSE, means over windows of steps)."
-    models = [build(c, feats.shape[-1], feats.shape[1]) for c in configs]
+    models = [build(c, feats.shape[-1], feats.shape[1]).to(feats.device) for c in configs]
     step, mse, i, epoch, per_epoch = stepper(configs, models, side), [], 0, 0, -(-len(feats)//configs[0].batch_size)
     total = max(1, round(steps/per_epoch))
     schedules = [replace(c, num_epochs=total, warmup_epochs=min(c.warmup_epochs, total - 1)) for c in configs]
@@ -58,22 +58,22 @@ def train(configs, feats, side, steps):
         for batches in zip(*(torch.randperm(len(feats), generator=generator(c.seed, 'order', epoch)).split(c.batch_size) for c in configs)):
             if i==steps: break
             lrs = [lr_at(min(i, total*per_epoch - 1), per_epoch, c) for c in schedules]
-            mse.append(step([feats[b] for b in batches], [m.init.draw(len(b), g) for m, b, g in zip(models, batches, noises)], lrs)); i += 1
+            mse.append(step([feats[b] for b in batches], [m.init.draw(len(b), g).to(feats.device) for m, b, g in zip(models, batches, noises)], lrs)); i += 1
         epoch += 1
     window = max(1, min(WINDOW, steps))
     return models, np.array(mse[:len(mse)//window*window]).T.reshape(len(configs), -1, window).mean(2).tolist()
 
 
-def score(model_name, side, batch_size, rate, seeds, steps):
+def score(model_name, side, batch_size, rate, seeds, steps, device='cpu'):
     "Train and score one side, one row a seed. Steps count batches of two, so that all sides see as many images."
     torch.set_num_threads(1)
-    config = replace(TrainConfig(device='cpu', data_dir=DATA), **MODELS[model_name])
+    config = replace(TrainConfig(device=device, data_dir=DATA), **MODELS[model_name])
     configs = [replace(config, batch_size=batch_size, lr=config.lr*rate, seed=seed) for seed in seeds]
     data, norm = prepare(config, False), Normalizer(config.normalizer)
-    models, curves = train(configs, norm(data.train[:]), side, max(1, steps*2//batch_size))
+    models, curves = train(configs, norm(data.train[:]).to(device), side, max(1, steps*2//batch_size))
     scenes, test, rows = list(data.scenes['test']), norm(data.test[:]), []
     for model, curve, seed in zip(models, curves, seeds):
-        out = predict(model, test, seed)
+        out = predict(model.cpu(), test, seed)
         scores = evaluate_masks(scenes, out.attn, 'attn')[['fg_ari_attn', 'ari_attn', 'mbo_attn']].mean() # the masks that the project reports
         rows.append(dict(model=model_name, side=side, batch_size=batch_size, rate=rate, seed=seed, curve=curve, test_fvu=fvu(out.recon, test).item(),
                          **{k.removesuffix('_attn'): float(v) for k, v in scores.items()}))
@@ -93,17 +93,17 @@ def paired(rows, model, side, base='plain'):
     return result
 
 
-def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, workers=2, first_seed=0, only=None):
+def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, workers=2, first_seed=0, only=None, device='cpu'):
     "Every side and seed, two processes at a time; bf16 where it is fast, or in a trial. `only` names sides at batch 2, as 'default-plain'."
     torch.set_num_threads(1)
-    sides = [s for s in SIDES if (s[1]!='bf16' or 'bf16' in precisions(small)) and (not only or (f'{s[0]}-{s[1]}' in only and s[2]==2))]
+    sides = [s for s in SIDES if (s[1]!='bf16' or device!='cpu' or 'bf16' in precisions(small)) and (not only or (f'{s[0]}-{s[1]}' in only and s[2]==2))]
     numbers = list(range(first_seed, first_seed + seeds))
-    prepare(TrainConfig(device='cpu', data_dir=DATA)) # the features are there before the processes ask
+    prepare(TrainConfig(device=device, data_dir=DATA)) # the features are there before the processes ask
     jobs = [(*side, group) for side in sides for group in ([numbers] if side[1]=='stack' else [[seed] for seed in numbers])]
     jobs.sort(key=lambda job: -len(job[-1])) # the long one first
     def run(share):
         "In a process of its own: one line of JSON a job."
-        process = subprocess.Popen([sys.executable, __file__, '--jobs', json.dumps([share, steps])], stdout=subprocess.PIPE, text=True, env=KEEP_MEMORY | os.environ | dict(OMP_NUM_THREADS='1'))
+        process = subprocess.Popen([sys.executable, __file__, '--jobs', json.dumps([share, steps, device])], stdout=subprocess.PIPE, text=True, env=KEEP_MEMORY | os.environ | dict(OMP_NUM_THREADS='1'))
         lines = []
         for line in process.stdout:
             lines += json.loads(line); progress(f"{lines[-1]['model']} {lines[-1]['side']}, batch {lines[-1]['batch_size']}, seed {lines[-1]['seed']}")
@@ -124,8 +124,8 @@ def main():
     p.add_argument('--jobs', help=argparse.SUPPRESS)
     args = p.parse_args()
     if args.jobs:
-        jobs, steps = json.loads(args.jobs)
-        for job in jobs: print(json.dumps(score(*job, steps)), flush=True)
+        jobs, *rest = json.loads(args.jobs)
+        for job in jobs: print(json.dumps(score(*job, *rest)), flush=True)
         return
     result = bench_quality(args.steps, args.seeds, progress=lambda text: print(text, flush=True), first_seed=args.first_seed, only=args.only)
     write_json(args.out, result)

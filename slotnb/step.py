@@ -151,13 +151,13 @@ class GraphedStep:
     warmup = 3 # calls before the recording, so that libraries and the optimiser have made their own memory
 
     def __init__(self,
-        step:Callable[..., Tensor], # changes its model in place; asks the device for nothing
+        step:Callable, # of tensors, and gives tensors; may change its model in place; asks the device for nothing
         device:torch.device, # where it computes
     ): self.step, self.device, self.calls, self.graphs = step, torch.device(device), {}, {}
 
     def __call__(self,
         *inputs:Tensor, # the same number each time; for each set of shapes there is one graph
-    ) -> Tensor: # of the step; valid until the next call
+    ): # what the step gives; valid until the next call
         if self.device.type!='cuda': return self.step(*inputs)
         key = tuple(t.shape for t in inputs)
         self.calls[key] = self.calls.get(key, 0) + 1
@@ -207,8 +207,8 @@ def low_products(
     device:torch.device,
 ):
     "In 'bf16' a GPU may multiply what stays in single precision as TF32, with the mantissa of ten bits that its matrix units have."
-    before = torch.backends.cuda.matmul.allow_tf32
-    if device.type=='cuda': torch.backends.cuda.matmul.allow_tf32 = before or precision=='bf16'
+    if device.type!='cuda' or precision!='bf16': yield; return
+    before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
     try: yield
     finally: torch.backends.cuda.matmul.allow_tf32 = before
 

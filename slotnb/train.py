@@ -542,7 +542,7 @@ class RunState:
         if row['val_mse'] < self.best:
             self.best, self.best_epoch = row['val_mse'], self.epoch
             self._keep_best()
-        if self.epoch + 1==self.config.num_epochs: self._write_best() # before the row that says that the run is trained
+        if self.epoch + 1==self.config.num_epochs or not checkpoint_path(self.folder).exists(): self._write_best() # before the row that says that the run is trained; the first at once, for who looks on
         _append(self.folder/'metrics.csv', row)
         self.timing.write(f'{self.epoch},{seconds:.4f}\n'); self.timing.flush()
         self._warn(row)

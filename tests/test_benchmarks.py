@@ -47,6 +47,22 @@ def test_memory_counts_grow_as_they_must(small):
         if r['what']=='tokens': assert sorted(set(r['peak_mb']))==r['peak_mb'] and 0 < r['exponents']['peak_mb'] < 1.2
 
 
+def test_what_runs_on_a_gpu_runs(tmp_path):
+    "The script for a GPU, on the CPU: steps have the gradients of the plain ones (it asserts them), epochs and stacks are whole. Its quality is that of run.py."
+    subprocess.run([sys.executable, str(ROOT/'benchmarks/cuda.py'), '--small', '--device', 'cpu', '--only', 'steps', 'epoch', 'many', '--out', str(tmp_path/'cuda.json')], check=True)
+    result = json.loads((tmp_path/'cuda.json').read_text())
+    assert set(result)=={'steps', 'epoch', 'many'} and all(part['small'] for part in result.values())
+
+
+def test_committed_numbers_of_a_gpu_are_whole():
+    result = json.loads((ROOT/'benchmarks/cuda.json').read_text())
+    assert set(result)=={'steps', 'epoch', 'many', 'features', 'quality'} and not any(part['small'] for part in result.values())
+    assert all(part['machine']['gpu'] for part in result.values())
+    for r in result['steps']['result']['rows']: assert r['gaps']['fp32']['gradients'] < 1e-4 and r['gaps']['bf16']['gradients'] < .05
+    assert not speed_table(result).isna().any().any() and (paired_table(result).seeds.astype(int) >= 5).all()
+    assert result['features']['result']['error'] < .01
+
+
 @pytest.mark.parametrize('name, parts', [('result_amx', {'steps', 'quality'}), ('result_avx512', {'vectorize', 'extraction', 'scale'})])
 def test_numbers_of_other_processors_are_whole(name, parts):
     result = json.loads((ROOT/f'benchmarks/{name}.json').read_text())
