@@ -54,7 +54,8 @@ QUESTIONS = { # name: arms
         *(Arm(f'bare-std{s}', f'neither LayerNorm nor normalization, std {s:g}', dict(projection='bare', normalizer='none', feature_std=s)) for s in SCALES)],
     'target': [
         Arm('learnt', 'the target passes through a learnt 384 to 384 layer', dict(normalizer='none', target='learnt')),
-        Arm('learnt-instance', 'and through instance normalization behind it', dict(normalizer='none', target='learnt_instance'))],
+        Arm('learnt-instance', 'and through instance normalization behind it', dict(normalizer='none', target='learnt_instance')),
+        Arm('learnt-long', 'the same for 200 epochs, as the report trained; beside it stands the arm long', dict(normalizer='none', target='learnt_instance', num_epochs=200))],
     'temperature': [Arm('mask1.0', 'mask temperature 1', dict(mask_temperature=1.)), Arm('mask0.25', 'mask temperature 1/4', dict(mask_temperature=.25)),
         *(Arm(f'attn{t:g}', f"slot attention's own softmax at temperature {t:g}", dict(attn_temperature=t)) for t in (.5, .2, .1, .05, .02))],
     'recipe': [
@@ -373,7 +374,7 @@ def _critical(e):
                    + (f" ({', '.join(worse)})" if worse else '') + f"; training MSE with it {e.mean('base', 'train_mse').text(digits=3)}")
 
 def _learnt_target(e):
-    pairs = {'learnt': 'none', 'learnt-instance': 'base'}
+    pairs = {a: b for a, b in {'learnt': 'none', 'learnt-instance': 'base', 'learnt-long': 'long'}.items() if e.has(a, b)}
     ratio = {a: estimate(e.rows[e.rows.arm==a].test_mse).mean/e.mean(b, 'test_mse').mean for a, b in pairs.items()}
     shrunk = {a: min(e.mean(a, 'target_std_kept').mean, e.mean(a, 'target_rank_kept').mean) < .5 for a in pairs}
     easy = [a for a in pairs if ratio[a] <= .2 and shrunk[a] and not e.better(a, pairs[a])]

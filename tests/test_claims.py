@@ -93,7 +93,7 @@ def test_a_small_version_of_one_claim(tmp_path, monkeypatch):
     table = claims_table(Evidence.read(config.out))
     assert list(table.verdict[:1])==[PART] and table.why[3].startswith('not run: none') # which is of another question
     rows = pd.read_csv(tmp_path/'out/runs.csv')
-    assert list(rows.arm)==['base']*2 + ['learnt']*2 + ['learnt-instance']*2 and rows.seed.tolist()==[0, 1]*3
+    assert list(rows.arm)==[a for a in ('base', 'learnt', 'learnt-instance', 'learnt-long') for _ in '01'] and rows.seed.tolist()==[0, 1]*4
     assert np.isfinite(rows.test_mse).all() and rows[rows.arm=='learnt'].test_fvu_instance.isna().all()
     def stamps(): return {p: p.stat().st_mtime_ns for p in (tmp_path/'runs').rglob('*') if p.name!='seconds.txt'} # which counts every command's time
     before = stamps()
