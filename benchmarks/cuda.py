@@ -1,7 +1,7 @@
 """The same comparisons on a GPU: what a step, an epoch, many runs and features take there, and what the models are worth that were trained so.
 
 steps       a step against the same equations written plainly: time, memory, FLOPs, share of the GPU's peak
-epoch       one pass over 60 scenes whose features are on the device, and a whole epoch of `fit` with its held-out scenes and files
+epoch       one pass over 60 scenes whose features are on the device, and a look at the held-out ones
 many        15 runs in one stack against one after another, each with all its files
 features    images per second of DINOv2 ViT-S/14, and the error of bfloat16
 quality     2,000 steps from the same start, paired over five seeds: loss curves, FG-ARI, ARI, mBO
@@ -17,6 +17,7 @@ import torch
 from tqdm import tqdm
 from measure import alternate, flops, machine, peak_bytes
 from quality import DATA, bench_quality
+from run import SMALL_SIZE
 from steps import CLIP, DIVERSITY, LR, SIZES, gradient_gap, models, ours_forward, step_sides, without_tiles
 from slotnb.backbones import ViTBackbone
 from slotnb.core import read_json, write_json
@@ -27,7 +28,6 @@ from slotnb.step import TrainStep, adam
 from slotnb.train import TrainConfig, build, fit, look_at_held_out, prepare, train_epoch
 from slotnb.vectorize import fit_many
 
-SMALL_SIZE = dict(slots=3, slot_dim=16, patches=16, hidden=24, batch=2)
 NARROW = dict(slot_dim=16, hidden_dim=16)
 PRECISIONS = ('fp32', 'bf16')
 
@@ -88,7 +88,7 @@ def seconds(f, device):
 
 def steps(small, device):
     "One row a size, as run.py has them; without a graph where memory is measured, because a graph's is its own."
-    repeats, count, rows, peak = (2, 1, [], peaks(device)) if small else (9, 20, [], peaks(device))
+    (repeats, count), rows, peak = (2, 1) if small else (9, 20), [], peaks(device)
     for name, size in SIZES.items():
         if 'threads' in size or 'narrow' in name: continue
         if small: size = SMALL_SIZE | dict(decoder=size['decoder'])
