@@ -9,9 +9,9 @@ __all__ = ['blocked_mse', 'StepLosses', 'recon_mse', 'per_slot', 'step_losses', 
 # %% ../nbs/34_step.ipynb #71c43db9
 from contextlib import contextmanager
 from typing import Callable, Iterable, NamedTuple
-import torch, torch.nn.functional as F
+import torch
 from torch import Tensor, nn
-from .backward import attend, linear_layers, mixed_mse, part_of
+from .backward import attend, linear, linear_layers, mixed_mse, part_of
 from .core import SlotnbError, check_shape
 from .decoder import AttentionDecoder, MLPDecoder
 from .losses import feature_mse, slot_cosine
@@ -19,20 +19,15 @@ from .model import SlotAutoencoder
 from .tiles import tiled_mse, tiles_obstacle
 
 # %% ../nbs/34_step.ipynb #5f92f504
-_PAD = 16 # columns beside the activations: ones for the bias, then zeros
-
-def _joined(weight, bias, dtype):
-    "(o i+16): a matrix with its bias as one more column."
-    return F.pad(torch.cat([weight, bias[:, None]], 1), (0, _PAD - 1)).to(dtype)
-
-def _padded(rows, width, like):
-    "(rows width+16) buffer whose first padding column is 1."
-    buffer = like.new_zeros(rows, width + _PAD); buffer[:, width] = 1
-    return buffer
-
 def _relu_backward_(grad, out):
     "Zero `grad` in place where the activation was zero."
     return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
+
+def _add_gradients(weight, bias, grad, rows):
+    "Add a block's share to the gradients of a layer's weight and bias; sums over blocks stay in full precision."
+    if grad.dtype==weight.dtype: weight.addmm_(grad.T, rows)
+    else: weight += grad.T @ rows
+    bias += grad.sum(0, dtype=bias.dtype)
 
 # %% ../nbs/34_step.ipynb #30aa0100
 class _BlockedMSE(torch.autograd.Function):
@@ -40,40 +35,38 @@ class _BlockedMSE(torch.autograd.Function):
     def forward(ctx, slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, block_rows, dtype, *layers):
         (b, k, h), n, d, own = slot_part.shape, len(pos_part), target.shape[-1], slot_part.dtype
         if dtype!=own==torch.float32 and slot_part.device.type=='cpu' and not tiles_obstacle(h, d):
-            mse, ctx.grads = tiled_mse(slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, block_rows)
+            mse, ctx.grads = tiled_mse(slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, *filter(None, [block_rows]))
             return mse
-        *hidden, last = [_joined(w, v, dtype) for w, v in zip(layers[::2], layers[1::2])]
-        *d_hidden, d_last = [torch.zeros_like(m, dtype=own) for m in (*hidden, last)]
-        alpha = _joined(alpha_weight[None], alpha_bias[None], dtype)[0]
-        d_slot, d_pos, d_alpha, squares = torch.zeros_like(slot_part), torch.empty_like(pos_part), torch.zeros_like(alpha, dtype=own), slot_part.new_zeros(())
-        first, pos, size = slot_part.to(dtype), pos_part.to(dtype), -(-n//min(n, -(-b*k*n//block_rows))) # blocks of equal size
-        buffers, mix_buffer = [_padded(b*k*size, h, first) for _ in range(len(hidden) + 2)], _padded(b*size, h, first)
+        *hidden, last = [(w.to(dtype), v.to(dtype)) for w, v in zip(layers[::2], layers[1::2])]
+        *d_hidden, d_last = [(torch.zeros_like(w), torch.zeros_like(v)) for w, v in zip(layers[::2], layers[1::2])]
+        alpha, shift, first, pos = (t.to(dtype) for t in (alpha_weight, alpha_bias, slot_part, pos_part))
+        d_slot, d_pos, d_alpha, d_shift, squares = *map(torch.zeros_like, (slot_part, pos_part, alpha_weight, alpha_bias)), slot_part.new_zeros(())
+        block_rows = block_rows or (2**20//h if slot_part.device.type=='cpu' else 32768)
+        size = -(-n//min(n, -(-b*k*n//block_rows))) # blocks of equal size
         for start in range(0, n, size):
-            m = min(size, n - start) # patches of this block; rows are pairs of slot and patch
-            *acts, grad = [rows[:b*k*m] for rows in buffers]; mix, grad = mix_buffer[:b*m], grad[:, :h]
-            torch.add(first[:, :, None], pos[start:start + m], out=acts[0][:, :h].view(b, k, m, h)).relu_()
-            for x, weight, y in zip(acts, hidden, acts[1:]): torch.mm(x, weight.T, out=y[:, :h]).relu_()
-            top = acts[-1][:, :h].view(b, k, m, h)
-            masks = ((acts[-1] @ alpha).to(own).view(b, k, m)/temperature).softmax(1)
-            torch.matmul(masks.to(dtype).transpose(1, 2)[:, :, None], top.transpose(1, 2), out=mix[:, :h].view(b, m, 1, h))
-            error = (mix @ last.T).to(own).view(b, m, d) - target[:, start:start + m]
+            m = min(size, n - start) # patches of this block; rows are pairs of patch and slot
+            acts = [(first[:, None] + pos[start:start + m, None]).relu_().view(b*m*k, h)]
+            for weight, bias in hidden: acts.append(linear(acts[-1], weight, bias, relu=True))
+            top = acts[-1].view(b*m, k, h)
+            masks = ((top @ alpha + shift).to(own)/temperature).softmax(-1)[:, None] # (b*m 1 k)
+            mix = (masks.to(dtype) @ top).view(b*m, h)
+            error = linear(mix, *last).to(own).view(b, m, d) - target[:, start:start + m]
             squares += error.square().sum()
             # what comes back, of the mean over b n d squares
             d_recon = error.mul_(2/target.numel()).to(dtype).view(b*m, d)
-            d_last += d_recon.T @ mix
-            d_mix = (d_recon @ last[:, :h]).view(b, m, h)
-            d_masks = (top.transpose(1, 2) @ d_mix[..., None])[..., 0].transpose(1, 2).to(own)
-            d_logits = (masks*(d_masks - (masks*d_masks).sum(1, keepdim=True))/temperature).to(dtype)
-            d_alpha += acts[-1].T @ d_logits.flatten()
-            torch.mul(masks.to(dtype)[..., None], d_mix[:, None], out=grad.view(b, k, m, h)).addcmul_(d_logits[..., None], alpha[:h])
-            for x, weight, total, y in zip(acts[-2::-1], hidden[::-1], d_hidden[::-1], acts[:0:-1]):
-                _relu_backward_(grad, y[:, :h])
-                if dtype==own: total.addmm_(grad.T, x)
-                else: total += grad.T @ x # sums over blocks stay in full precision
-                grad = torch.mm(grad, weight[:, :h], out=y[:, :h])
-            grad = _relu_backward_(grad, acts[0][:, :h]).view(b, k, m, h)
-            d_slot += grad.sum(2); d_pos[start:start + m] = grad.sum((0, 1))
-        ctx.grads = [d_slot, d_pos, d_alpha[:h], d_alpha[h], *(g for m in (*d_hidden, d_last) for g in (m[:, :h], m[:, h]))]
+            _add_gradients(*d_last, d_recon, mix)
+            d_mix = linear(d_recon, last[0].T)[:, None] # (b*m 1 h)
+            d_masks = (d_mix @ top.mT).to(own)
+            d_logits = (masks*(d_masks - (masks*d_masks).sum(-1, keepdim=True))/temperature).to(dtype)
+            d_alpha += acts[-1].T @ d_logits.flatten(); d_shift += d_logits.sum()
+            grad = (masks.to(dtype).mT*d_mix).addcmul_(d_logits.mT, alpha).view(b*m*k, h)
+            for (weight, _), total in zip(hidden[::-1], d_hidden[::-1]):
+                _relu_backward_(grad, acts.pop())
+                _add_gradients(*total, grad, acts[-1])
+                grad = linear(grad, weight.T)
+            grad = _relu_backward_(grad, acts.pop()).view(b, m, k, h)
+            d_slot += grad.sum(1); d_pos[start:start + m] = grad.sum(2).sum(0)
+        ctx.grads = [d_slot, d_pos, d_alpha, d_shift, *(g for pair in (*d_hidden, d_last) for g in pair)]
         return squares/target.numel()
 
     @staticmethod
@@ -89,14 +82,14 @@ def blocked_mse(
     slots:Tensor, # (b k d)
     target:Tensor, # (b n d) features; gets no gradient
     precision:str='fp32', # 'fp32', or 'bf16' for the matrix products; sums stay in the parameters' own precision
-    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: 1024 on the CPU, 32768 on a GPU
+    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer, 32768 on a GPU
 ) -> Tensor: # scalar, `feature_mse(decoder(slots).recon, target)`
     "The MLP broadcast decoder's loss, its gradients computed on the way: time of the matrix products, memory of one block."
     check_shape(slots, 'b k d', 'slots'); check_shape(target, f'{len(slots)} {len(decoder.pos)} d', 'target')
     first, feats, alpha = decoder.first, decoder.to_feats, decoder.to_alpha
     layers = [p for l in (*decoder.hidden, feats) for p in (l.weight, l.bias)]
     return _BlockedMSE.apply(first(slots), decoder.pos @ first.weight.T, alpha.weight[0], alpha.bias[0], target, decoder.mask_temperature,
-        block_rows or (1024 if slots.device.type=='cpu' else 32768), torch.bfloat16 if precision=='bf16' else slots.dtype, *layers)
+        block_rows, torch.bfloat16 if precision=='bf16' else slots.dtype, *layers)
 
 # %% ../nbs/34_step.ipynb #c716a643
 class StepLosses(NamedTuple):
