@@ -168,7 +168,7 @@ def features(small, device):
 
 
 def quality(small, device):
-    return bench_quality(*((4, 2) if small else (2000, 5)), small=small, progress=lambda text: print(text, flush=True), workers=2 if small else 8, device=str(device),
+    return bench_quality(*((4, 2) if small else (2000, 5)), small=small, progress=lambda text: print(text, flush=True), device=str(device),
                          only=[f'{m}-{s}' for m in ('default', 'mlp') for s in ('plain', 'fp32', 'bf16')])
 
 

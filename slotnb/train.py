@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RULES', 'PRESETS', 'WATCHED', 'IN_MEMORY', 'TrainConfig', 'preset', 'Batches', 'RunData', 'frozen_backbone',
-           'open_split', 'prepare', 'lr_at', 'sent', 'take', 'train_epoch', 'outputs', 'predict', 'means', 'HeldOut',
-           'held_out_measures', 'look_at_many', 'look_at_held_out', 'save_tensors', 'load_tensors', 'load_into',
-           'build', 'warm_start', 'checkpoint_path', 'train_precision', 'versions', 'save_best', 'is_kept', 'History',
-           'load_history', 'Watched', 'RunState', 'within_reach', 'fit', 'Run', 'load_run', 'evaluate']
+           'open_split', 'prepare', 'lr_at', 'sent', 'take', 'take_each', 'train_epoch', 'outputs', 'predict', 'means',
+           'HeldOut', 'held_out_measures', 'look_at_many', 'look_at_held_out', 'save_tensors', 'load_tensors',
+           'load_into', 'build', 'warm_start', 'checkpoint_path', 'train_precision', 'versions', 'save_best', 'is_kept',
+           'History', 'load_history', 'Watched', 'RunState', 'within_reach', 'fit', 'Run', 'load_run', 'evaluate']
 
 # %% ../nbs/50_train.ipynb #cell-2
 import csv, logging, math, platform, time
@@ -222,6 +222,14 @@ def take(
     "`feats[index]`, without waiting for a GPU."
     return feats[sent(index, feats.device) if isinstance(feats, Tensor) else index]
 
+def take_each(
+    sets:list[Tensor|Batches], # of each model (s n d)
+    index:Tensor, # (r b) on the CPU
+) -> Tensor: # (r b n d) on the device of the sets
+    "What each model is shown next; in one call where all of them see the same set."
+    if isinstance(sets[0], Tensor) and all(s is sets[0] for s in sets): return take(sets[0], index)
+    return torch.stack([take(s, i) for s, i in zip(sets, index)])
+
 def train_epoch(
     step:TrainStep, # changes its model in place
     feats:Tensor|Batches, # (s n d) normalised, on the model's device
@@ -294,7 +302,7 @@ def look_at_many(
         chunk = range(start, min(start + batch_size, count)) # drawn as `outputs` draws it, however many models there are
         drawn = sent(torch.stack([draw(len(chunk), noise) for draw, noise in zip(draws, noises)]), feats[0].device)
         for part, noise in zip(batches(torch.tensor(chunk), size := max(1, batch_size//len(feats))), drawn.split(size, 1)):
-            found, *masks = look(torch.stack([take(f, part) for f in feats]), noise)
+            found, *masks = look(take_each(feats, part.repeat(len(feats), 1)), noise)
             sums = sums + len(part)*torch.stack(list(found.values()))
             if part[0] < WATCHED: seen.append([m[:, :WATCHED - part[0]].half() for m in masks])
     rows = [dict(zip(found, values)) for values in (sums/count).T.tolist()] # a GPU is asked once
@@ -455,15 +463,23 @@ class Watched:
         self.history = load_history(folder) if epoch and self.path.exists() else None
         if self.history: keep = self.history.epochs < epoch; self.history = History(*(v if k=='index' else v[keep] for k, v in self.history._asdict().items()))
         else: self.path.unlink(missing_ok=True)
+        self.unwritten, self.written = [], 0.
 
     def add(self,
         epoch:int, # that has ended
         seen:HeldOut,
     ):
+        "Keep an epoch, on the device. Who looks on sees the first ten as they come, and the others soon after."
+        self.unwritten.append((epoch, seen.attn, seen.masks))
+        if epoch < 10 or time.monotonic() - self.written > 1: self.write()
+
+    def write(self):
         "Write all that is kept."
-        now = History(torch.tensor([epoch]), self.index, *(m[None].cpu() for m in (seen.attn, seen.masks)))
+        if not self.unwritten: return
+        epochs, *masks = zip(*self.unwritten)
+        now = History(torch.tensor(epochs), self.index, *(torch.stack(m).cpu() for m in masks))
         if self.history: now = History(*(new if k=='index' else torch.cat([old, new]) for k, old, new in zip(History._fields, self.history, now)))
-        self.history = now
+        self.history, self.unwritten, self.written = now, [], time.monotonic()
         save_tensors(self.path, now._asdict())
 
 # %% ../nbs/50_train.ipynb #cell-20
@@ -500,8 +516,8 @@ class RunState:
     def __exit__(self, *_): self.close()
 
     def close(self):
-        "Write the best checkpoint and let go of the files; a second time does nothing."
-        self._write_best(); self.timing.close(); _close(self.log)
+        "Write what is kept and let go of the files; a second time does nothing."
+        self._write_best(); self.watched.write(); self.timing.close(); _close(self.log)
 
     def _keep_best(self):
         "On the device, because an early epoch is seldom the best for long."
@@ -515,8 +531,8 @@ class RunState:
         self.unwritten = False
 
     def save(self):
-        "All that resuming needs, and the best checkpoint before it; `model` and `opt` must be up to date."
-        self._write_best()
+        "All that resuming needs, and before it the best checkpoint and the masks that are kept; `model` and `opt` must be up to date."
+        self._write_best(); self.watched.write()
         moments = {f'opt.{i}.{k}': v for i, s in self.opt.state_dict()['state'].items() for k, v in s.items()}
         save_tensors(self.path, {f'model.{k}': v for k, v in self.model.state_dict().items()} | moments,
                      epoch=self.epoch, best=self.best, best_epoch=self.best_epoch)

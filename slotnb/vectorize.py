@@ -18,7 +18,7 @@ from .core import SlotnbError, default_device, generator, write_json
 from .normalizer import Normalizer
 from .stack import Stack
 from .step import GraphedStep
-from .train import Batches, RunData, RunState, TrainConfig, held_out_measures, look_at_many, lr_at, prepare, sent, take, within_reach
+from .train import Batches, RunData, RunState, TrainConfig, held_out_measures, look_at_many, lr_at, prepare, sent, take_each, within_reach
 
 # %% ../nbs/51_vectorize.ipynb #cell-5
 SHAPE = ('num_slots', 'slot_dim', 'num_iters', 'attn_temperature', 'slot_init', 'decoder', 'hidden_dim', 'projection', 'target', 'train_precision', 'batch_size') # the same in all of a stack, beside the features' shape
@@ -72,12 +72,12 @@ def stack_epoch(
     "One pass of each run over its own features."
     device, size = runs[0].job.train.device, len(runs[0].job.train)
     configs, epochs = [r.state.config for r in runs], [r.state.epoch for r in runs]
-    orders = [torch.randperm(size, generator=generator(c.seed, 'order', e)).split(c.batch_size) for c, e in zip(configs, epochs)]
-    noises, steps, sums = [generator(c.seed, 'slots', e) for c, e in zip(configs, epochs)], len(orders[0]), 0
-    for i, batches in enumerate(zip(*orders)):
+    orders = torch.stack([torch.randperm(size, generator=generator(c.seed, 'order', e)) for c, e in zip(configs, epochs)]).split(configs[0].batch_size, 1)
+    noises, steps, sums = [generator(c.seed, 'slots', e) for c, e in zip(configs, epochs)], len(orders), 0
+    for i, index in enumerate(orders): # (r b)
         lr = [lr_at(e*steps + i, steps, c) for c, e in zip(configs, epochs)]
-        x = torch.stack([take(r.job.train, batch) for r, batch in zip(runs, batches)])
-        noise = torch.stack([r.state.model.init.draw(len(batch), g) for r, batch, g in zip(runs, batches, noises)])
+        x = take_each([r.job.train for r in runs], index)
+        noise = torch.stack([r.state.model.init.draw(index.shape[1], g) for r, g in zip(runs, noises)])
         rates = torch.tensor(lr, dtype=torch.float64 if device.type=='cpu' else torch.float32)
         sums = sums + step(x, sent(noise, device), sent(rates, device))
     return [dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), s), lr=rate) for s, rate in zip((sums/steps).T.tolist(), lr)]
