@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np, torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from slotnb.core import has_bf16
+from slotnb.core import has_bf16, linear
 
 
 def spread(times):
@@ -19,10 +19,10 @@ def precisions(small=False):
     return ('fp32', 'bf16') if small or has_bf16(torch.device('cpu')) else ('fp32',)
 
 
-def alternate(sides, repeats):
+def alternate(sides, repeats, warm=False):
     """Seconds of each side on the clock, its speed-up over the first, and seconds of the processor: they take turns, so that a slow minute hits all; a ratio
-    is taken within each turn."""
-    for f in sides.values(): f()
+    is taken within each turn. What is not warm yet runs once before."""
+    for f in () if warm else sides.values(): f()
     wall, processor = {name: [] for name in sides}, {name: [] for name in sides}
     for _ in range(repeats):
         for name, f in sides.items():
@@ -60,7 +60,8 @@ def gemm_peak(names, repeats=7, rows=3584, width=1024):
         dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[name]
         a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
         out, best = torch.empty(rows, width, dtype=dtype), float('inf')
-        for _ in range(repeats): start = time.perf_counter(); torch.mm(a, b, out=out); best = min(best, time.perf_counter() - start)
+        for multiply in (lambda: torch.mm(a, b, out=out), lambda: linear(a, b)): # two libraries in fp32 (`00_core`)
+            for _ in range(repeats): start = time.perf_counter(); multiply(); best = min(best, time.perf_counter() - start)
         peak[name] = 2*rows*width*width/best
     return peak
 

@@ -81,13 +81,13 @@ def bench_size(name, size, repeats, peak):
     "One row: step, forward pass, memory, operations; in the precisions that have a peak."
     torch.set_num_threads(size.get('threads', 1))
     plain, ours, feats, noise = models(**size)
-    gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in peak}
+    gaps = {p: gradient_gap(plain, ours, feats[:2], noise[:2], p) for p in peak} # of two images
     assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
     sides = step_sides(plain, ours, feats, noise, peak)
     memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(without_tiles(f)), energy_of)) # the first of these calls makes Adam's moments
-    step = alternate(sides, repeats)
+    step = alternate(sides, repeats, warm=True)
     with torch.no_grad():
-        forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats)
+        forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats, warm=True)
     share = {n: count[n]/step[n]['median']/(peak['bf16' if n=='bf16' else 'fp32']*torch.get_num_threads()) for n in sides}
     persistent = 4*sum(p.nbytes for p in plain.parameters()) # weights, gradients, two moments
     return dict(size=name, **{'threads': 1} | size, step=step, forward=forward, peak_bytes=memory, flops=count, share_of_peak=share, joules=energy, gaps=gaps,

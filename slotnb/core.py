@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['SlotnbError', 'need_extra', 'generator', 'default_device', 'has_bf16', 'has_matrix_units', 'atomic_path',
-           'write_json', 'cannot_read', 'read_json', 'digest', 'cache_dir', 'check_shape', 'batches', 'compiled']
+           'write_json', 'cannot_read', 'read_json', 'digest', 'cache_dir', 'check_shape', 'batches', 'compiled',
+           'linear']
 
 # %% ../nbs/00_core.ipynb #cell-2
-import ctypes, errno, hashlib, importlib, json, math, os, shutil, subprocess, tempfile
+import ctypes, errno, functools, hashlib, importlib, json, math, os, platform, shutil, subprocess, tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
@@ -154,3 +155,23 @@ def compiled(
             if done.returncode: tmp.write_bytes(b'')
         if done.returncode: path.unlink(); return f'{compiler} does not compile the kernel ({(done.stderr.splitlines() or ["no word"])[0]})'
     return ctypes.CDLL(str(path))
+
+# %% ../nbs/00_core.ipynb #product
+@functools.lru_cache
+def _has_onednn():
+    "Whether large products go to oneDNN: where torch has it, but on Intel's processors, for which MKL was made."
+    vendor = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else platform.processor()
+    return torch.backends.mkldnn.is_available() and 'GenuineIntel' not in vendor
+
+def linear(
+    rows:torch.Tensor, # (m i), or (r m i) of r layers
+    weight:torch.Tensor, # (o i), or (r o i)
+    bias:torch.Tensor|None=None, # (o), or (r o)
+    relu:bool=False, # whether a ReLU follows
+) -> torch.Tensor: # (m o), or (r m o); has no gradient of its own
+    "A linear layer. On processors that are not Intel's, large products in single precision go through oneDNN, which is the faster one there."
+    if weight.ndim==2 and rows.dtype==torch.float32 and rows.device.type=='cpu' and rows.numel()*len(weight) >= 2**27 and rows.is_contiguous() and _has_onednn():
+        return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'relu' if relu else 'none', [], '')
+    if bias is None: out = rows @ weight.mT
+    else: out = (torch.addmm if weight.ndim==2 else torch.baddbmm)(bias.unsqueeze(-2), rows, weight.mT)
+    return out.relu_() if relu else out

@@ -6,11 +6,11 @@
 __all__ = ['INT8', 'fused_obstacle', 'rotation', 'FusedBlocks']
 
 # %% ../nbs/25_fused.ipynb #cell-2
-import ctypes, functools, math
+import ctypes, functools, math, threading
 from concurrent.futures import ThreadPoolExecutor
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SlotnbError, compiled
+from .core import SlotnbError, compiled, linear
 
 # %% ../nbs/25_fused.ipynb #cell-11
 _MATH = r'''
@@ -179,16 +179,21 @@ static void attention(const bf16* qkv, int n, int rows, int d, int heads, bf16* 
 
 # %% ../nbs/25_fused.ipynb #cell-18
 _FORWARD = r'''
-extern "C" void forward(float* tokens, int n, int d, int heads, int hidden, const Block* blocks, int depth) { // (n d) of one image, in place
+enum { PLACES=9 };
+static long places(int n, int d, int heads, int hidden, long* starts) {  // where things lie in a thread's memory, and how much there is
     long rows = (n + TILE - 1)/TILE*TILE, np = (n + 15)/16*16, at = 0;
-    long sizes[] = {rows*d*4, rows*d*2, rows*4, rows*d*6, rows*hidden*2, np*d/heads*2, np*d/heads*2, TILE*np*4, TILE*np*2, rows*(hidden > d ? hidden : d)}, starts[10];
-    for (int i = 0; i < 10; i++) { starts[i] = at; at += (sizes[i] + 63)/64*64; }
-    char* mem = (char*)aligned_alloc(64, at);
-    float *h = (float*)mem, *sa = (float*)(mem + starts[2]), *s = (float*)(mem + starts[7]);
-    bf16 *x = (bf16*)(mem + starts[1]), *qkv = (bf16*)(mem + starts[3]), *hid = (bf16*)(mem + starts[4]);
-    bf16 *keys = (bf16*)(mem + starts[5]), *values = (bf16*)(mem + starts[6]), *p = (bf16*)(mem + starts[8]);
-    u8* x8 = (u8*)(mem + starts[9]);
-    memcpy(h, tokens, (size_t)n*d*4); memset(h + (long)n*d, 0, (size_t)(rows - n)*d*4);
+    long sizes[PLACES] = {rows*d*2, rows*4, rows*d*6, rows*hidden*2, np*d/heads*2, np*d/heads*2, TILE*np*4, TILE*np*2, rows*(hidden > d ? hidden : d)};
+    for (int i = 0; i < PLACES; i++) { starts[i] = at; at += (sizes[i] + 63)/64*64; }
+    return at;
+}
+extern "C" long memory_of(int n, int d, int heads, int hidden) { long starts[PLACES]; return places(n, d, heads, hidden, starts); }
+extern "C" int rows_of(int n) { return (n + TILE - 1)/TILE*TILE; }
+extern "C" void forward(float* h, int n, int d, int heads, int hidden, const Block* blocks, int depth, char* mem) { // (rows d) of one image, in place; rows behind the nth are of no use
+    long rows = rows_of(n), starts[PLACES]; places(n, d, heads, hidden, starts);
+    bf16 *x = (bf16*)mem, *qkv = (bf16*)(mem + starts[2]), *hid = (bf16*)(mem + starts[3]);
+    float *sa = (float*)(mem + starts[1]), *s = (float*)(mem + starts[6]);
+    bf16 *keys = (bf16*)(mem + starts[4]), *values = (bf16*)(mem + starts[5]), *p = (bf16*)(mem + starts[7]);
+    u8* x8 = (u8*)(mem + starts[8]);
     auto residual = [=](int r, int c, f32x y) { float* t = h + (long)r*d + c; _mm512_storeu_ps(t, _mm512_add_ps(_mm512_loadu_ps(t), y)); };
     for (int i = 0; i < depth; i++) {
         const Block& k = blocks[i];
@@ -204,8 +209,6 @@ extern "C" void forward(float* tokens, int n, int d, int heads, int hidden, cons
         if (k.fc2.int8) above(hid, rows, hidden, x8, sa);
         linear(k.fc2, k.fc2.int8 ? (void*)x8 : hid, sa, rows, residual);
     }
-    memcpy(tokens, h, (size_t)n*d*4);
-    free(mem);
 }
 '''
 
@@ -216,7 +219,9 @@ _FLAGS = '-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -
 def _library():
     "The compiled kernel, or the reason why there is none."
     if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()): return 'this processor has no AVX-512 for bfloat16'
-    return compiled('vit', ''.join((_MATH, _TILES, _LINEAR, _ATTENTION, _FORWARD)), _FLAGS)
+    library = compiled('vit', ''.join((_MATH, _TILES, _LINEAR, _ATTENTION, _FORWARD)), _FLAGS)
+    if not isinstance(library, str): library.memory_of.restype = ctypes.c_long
+    return library
 
 # %% ../nbs/25_fused.ipynb #cell-22
 def _parts(block):
@@ -324,12 +329,19 @@ class FusedBlocks:
         tokens:Tensor, # (b n d) what goes into the first block
     ) -> Tensor: # (b n d) float32, what comes out of the last
         if not len(self.blocks): return tokens.float()
-        turn = None if self.turn is None else self.turn.float()
-        h = tokens.float().clone(memory_format=torch.contiguous_format) if turn is None else tokens.float() @ turn
-        n, d = h.shape[1:]
-        def one(i): _library().forward(ctypes.c_void_p(h[i].data_ptr()), n, d, self.heads, self.hidden, self.blocks, len(self.blocks))
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool: list(pool.map(one, range(len(h)))) # ctypes lets go of Python's lock
-        return h if turn is None else h @ turn.T
+        turn, library, own = None if self.turn is None else self.turn.float(), _library(), threading.local()
+        def turned(x, turn): return x if turn is None else linear(x.flatten(0, 1).contiguous(), turn).view(x.shape)
+        (n, d), size = tokens.shape[1:], ctypes.sizeof(_Block)
+        h = F.pad(turned(tokens.float(), None if turn is None else turn.T), (0, 0, 0, library.rows_of(n) - n)).contiguous()
+        def one(i, block, before): # ctypes lets go of Python's lock
+            if before: before.result()
+            if not hasattr(own, 'memory'): own.memory = torch.empty(library.memory_of(n, d, self.heads, self.hidden), dtype=torch.uint8)
+            library.forward(ctypes.c_void_p(h[i].data_ptr()), n, d, self.heads, self.hidden, ctypes.byref(self.blocks, block*size), 1, ctypes.c_void_p(own.memory.data_ptr()))
+        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            done = [None]*len(h)
+            for block in range(len(self.blocks)): done = [pool.submit(one, i, block, before) for i, before in enumerate(done)]
+            for f in done: f.result()
+        return turned(h[:, :n], turn)
 
 # %% ../nbs/25_fused.ipynb #cell-34
 INT8 = dict(qk=(0, 1), fc1=(0, 2/3), fc2=(1/12, 1/3)) # layer: from which to which share of the computed blocks

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 from typing import Callable, Iterable, NamedTuple
 import torch
 from torch import Tensor, nn
-from .backward import attend, linear, linear_layers, mixed_mse, part_of
-from .core import SlotnbError, check_shape
+from .backward import attend, linear_layers, mixed_mse, part_of
+from .core import SlotnbError, check_shape, linear
 from .decoder import AttentionDecoder, MLPDecoder
 from .losses import feature_mse, slot_cosine
 from .model import SlotAutoencoder
