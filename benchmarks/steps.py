@@ -9,7 +9,6 @@ from measure import ENERGY, alternate, flops, gemm_peak, joules, peak_bytes, pre
 from plain import Plain, PlainStep
 from slotnb.model import SlotAutoencoder
 from slotnb.step import TrainStep, adam, step_losses
-from slotnb.tiles import tiles_obstacle
 from slotnb.vectorize import KEEP_MEMORY
 
 PAPERS = dict(slots=7, slot_dim=256, patches=256, hidden=1024, batch=2, decoder='mlp')
@@ -63,10 +62,10 @@ def ours_forward(model, feats, noise):
     return model.decoder(slots, logits)
 
 
-def without_tiles(f):
-    "`f` as it is on a processor without matrix units; torch's counter of operations does not see those of `tiles`."
+def as_calls(f):
+    "`f` without what is compiled: torch's counter of operations does not see those of `tiles` and `rounds`."
     def run():
-        with patch('slotnb.step.tiles_obstacle', lambda *a: 'left out'): return f()
+        with patch('slotnb.step.tiles_obstacle', lambda *a: 'left out'), patch('slotnb.backward.rounds_obstacle', lambda *a: 'left out'): return f()
     return run
 
 
@@ -84,7 +83,7 @@ def bench_size(name, size, repeats, peak):
     gaps = {p: gradient_gap(plain, ours, feats[:2], noise[:2], p) for p in peak} # of two images
     assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
     sides = step_sides(plain, ours, feats, noise, peak)
-    memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(without_tiles(f)), energy_of)) # the first of these calls makes Adam's moments
+    memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(as_calls(f)), energy_of)) # the first of these calls makes Adam's moments
     step = alternate(sides, repeats, warm=True)
     with torch.no_grad():
         forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats, warm=True)
@@ -124,9 +123,9 @@ def bench_ideas(repeats, size, names, compiled=True):
     start = time.perf_counter()
     if compiled and shutil.which('g++'): sides['+ torch.compile'] = eager('fused', compiled=True); sides['+ torch.compile']()
     seconds = time.perf_counter() - start
-    sides['written out (slotnb, fp32)'] = ours_sides['fp32']
-    if 'bf16' in names: sides['written out, bf16'] = without_tiles(ours_sides['bf16'])
-    if 'bf16' in names and not tiles_obstacle(size['hidden'], FEAT_DIM): sides['tiles, bf16'] = ours_sides['bf16']
+    for name in names: sides[f'written out, {name}'] = as_calls(ours_sides[name])
+    if shutil.which('g++'):
+        for name in names: sides[f'+ compiled (slotnb, {name})'] = ours_sides[name]
     times = alternate(sides, repeats)
     kept = {f'{n}, freed memory kept': v | dict(ratio=dict(median=times['plain']['median']/v['median'])) for n, v in freed_memory_kept(size, repeats).items()}
     return dict(size=size, times=times | kept, seconds_to_compile=seconds if '+ torch.compile' in sides else None)
@@ -148,4 +147,4 @@ if __name__=='__main__': # of freed_memory_kept
     size, repeats, threads = json.loads(sys.argv[1])
     torch.set_num_threads(threads)
     sides = step_sides(*models(**size))
-    print(json.dumps(alternate({'plain': sides['plain'], 'written out (slotnb, fp32)': sides['fp32']}, repeats)))
+    print(json.dumps(alternate({'plain': sides['plain'], 'slotnb, fp32': sides['fp32']}, repeats)))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from .core import check_shape, linear
+from .rounds import Rounds, rounds_obstacle
 from .slot_attention import EPS, SlotAttention
 
 # %% ../nbs/37_backward.ipynb #bw-7
@@ -96,9 +97,10 @@ def attend(
     slots:Tensor, # (b k d) initial slots
     params:dict[str, Tensor], # by their names in the module, and which receive gradients; those of r modules are (r ...) each, and b is r times the images of each
 ) -> tuple[Tensor, Tensor]: # slots (b k d), logits (b k n)
-    "What `module` computes behind the LayerNorm of its inputs, to be differentiated once."
+    "What `module` computes behind the LayerNorm of its inputs, to be differentiated once; compiled where that can be had (`38_rounds`)."
     check_shape(slots, f'{x.shape[0]} k {x.shape[2]}', 'slots')
-    return _SlotAttention.apply(x, slots, module.num_iters, x.shape[-1]**-.5/module.temperature, module.norm_slots.eps, *(params[name] for name in _PARTS))
+    rounds = _SlotAttention if rounds_obstacle(x, params['mlp.0.weight'].shape[-2]) else Rounds
+    return rounds.apply(x, slots, module.num_iters, x.shape[-1]**-.5/module.temperature, module.norm_slots.eps, *(params[name] for name in _PARTS))
 
 # %% ../nbs/37_backward.ipynb #bw-9b
 class _Layers(torch.autograd.Function):

@@ -1,0 +1,102 @@
+"Slot attention's compiled rounds: the calls of torch in single precision, for any number of slots, patches, models and threads, on both widths of registers."
+import os, subprocess, sys
+import pytest, torch
+from slotnb import backward, rounds
+from slotnb.backward import _PARTS, _SlotAttention, attend
+from slotnb.slot_attention import SlotAttention
+
+here = rounds.rounds_obstacle(torch.zeros(1, 1, 16), 16)
+needs_rounds = pytest.mark.skipif(bool(here), reason=here)
+CANCELLED = 3 + _PARTS.index('norm_slots.bias') + 1 # the softmax over slots cancels it: its gradient is rounding
+
+
+def case(b, k, n, d, h, runs=1, seed=0):
+    "Patches, slots, and weights of so many models, none of which is where it starts."
+    torch.manual_seed(seed)
+    modules = [SlotAttention(d, hidden_dim=h) for _ in range(runs)]
+    for m in modules:
+        for p in m.parameters(): p.data += .1*torch.randn_like(p)
+    params = [torch.stack([m.get_parameter(name).detach() for m in modules]) if runs > 1 else modules[0].get_parameter(name).detach() for name in _PARTS]
+    return [torch.randn(b, n, d), torch.randn(b, k, d), *params], torch.randn(b, k, d), torch.randn(b, k, n)
+
+
+def run(way, tensors, d_slots, d_logits, dtype=torch.float32, iters=3):
+    "Slots, logits and all gradients."
+    leaves = [t.to(dtype).clone().requires_grad_() for t in tensors]
+    out = way.apply(leaves[0], leaves[1], iters, leaves[0].shape[-1]**-.5, 1e-5, *leaves[2:])
+    torch.autograd.backward(*zip(*((o, g.to(dtype)) for o, g in zip(out, (d_slots, d_logits)) if g is not None)))
+    return [*(o.detach() for o in out), *(t.grad for t in leaves)]
+
+
+def error(got, want): return max(((a - b).norm()/b.norm().clamp(min=1e-30)).item() for i, (a, b) in enumerate(zip(got, want, strict=True)) if i!=CANCELLED)
+
+
+@needs_rounds
+@pytest.mark.parametrize('threads', [1, 2, 5])
+@pytest.mark.parametrize('b, k, n, d, h, runs, iters', [(2, 11, 256, 128, 256, 1, 3), (1, 1, 1, 16, 16, 1, 1), (3, 7, 197, 48, 80, 1, 2), (2, 24, 33, 32, 16, 1, 3), (6, 5, 50, 64, 32, 3, 3), (17, 3, 20, 16, 48, 1, 3), (48, 3, 20, 16, 16, 3, 2)])
+def test_as_exact_as_torchs_calls(b, k, n, d, h, runs, iters, threads):
+    before = torch.get_num_threads(); torch.set_num_threads(threads)
+    try:
+        arguments = case(b, k, n, d, h, runs)
+        want = run(_SlotAttention, *arguments, torch.float64, iters)
+        got, calls = (error(run(way, *arguments, iters=iters), want) for way in (rounds.Rounds, _SlotAttention))
+    finally: torch.set_num_threads(before)
+    assert got < 4*calls + 1e-6
+
+
+@needs_rounds
+def test_on_narrow_registers(tmp_path):
+    "A processor without AVX-512 compiles its own."
+    code = 'import torch, pytest, sys; assert torch.backends.cpu.get_cpu_capability()=="AVX2"; sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "torchs_calls or alone_counts", sys.argv[1]]))'
+    done = subprocess.run([sys.executable, '-c', code, __file__], env=os.environ | dict(ATEN_CPU_CAPABILITY='avx2'), capture_output=True, text=True)
+    assert done.returncode==0, done.stdout[-3000:] + done.stderr[-1000:]
+
+
+@needs_rounds
+@pytest.mark.parametrize('missing', [0, 1])
+def test_what_has_no_use_alone_counts_as_zero(missing):
+    "Only the slots, or only the logits, go into a loss."
+    tensors, *grads = case(2, 4, 30, 32, 48)
+    grads[missing] = None
+    want, got = run(_SlotAttention, tensors, *grads, torch.float64), run(rounds.Rounds, tensors, *grads)
+    for i, (a, b) in enumerate(zip(got, want)):
+        if i!=CANCELLED: torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-5)
+
+
+@needs_rounds
+def test_a_model_full_of_nan_is_seen_and_does_not_disturb_the_others():
+    tensors, *grads = case(6, 4, 20, 16, 16, runs=3)
+    clean = run(rounds.Rounds, tensors, *grads)
+    tensors[0][2:4] = torch.nan
+    got = run(rounds.Rounds, tensors, *grads)
+    assert got[0][2:4].isnan().all() and got[2 + 2 + _PARTS.index('to_q.weight')][1].isnan().all()
+    for a, b in zip(got[:4], clean[:4]): torch.testing.assert_close(a[[0, 1, 4, 5]], b[[0, 1, 4, 5]], rtol=0, atol=0)
+    for a, b in zip(got[4:], clean[4:]): torch.testing.assert_close(a[[0, 2]], b[[0, 2]], rtol=0, atol=0)
+
+
+@needs_rounds
+def test_attend_takes_them_where_it_can(monkeypatch):
+    module, taken = SlotAttention(32), []
+    monkeypatch.setattr(rounds.Rounds, 'apply', lambda *a: taken.append(a) or (None, None))
+    params, slots = dict(module.named_parameters()), torch.randn(1, 3, 32)
+    attend(module, torch.randn(1, 9, 32), slots, params); assert len(taken)==1
+    attend(module.double(), torch.randn(1, 9, 32).double(), slots.double(), dict(module.named_parameters())); assert len(taken)==1 # double precision
+    other = SlotAttention(20); attend(other, torch.randn(1, 9, 20), torch.randn(1, 3, 20), dict(other.named_parameters())); assert len(taken)==1 # no multiple of 16
+    assert 'multiples of 16' in rounds.rounds_obstacle(torch.zeros(1, 1, 20), 16)
+    assert 'single precision' in rounds.rounds_obstacle(torch.zeros(1, 1, 16).double(), 16)
+
+
+@needs_rounds
+def test_differentiated_once():
+    tensors, *_ = case(1, 3, 9, 16, 16)
+    leaves = [t.requires_grad_() for t in tensors]
+    out = rounds.Rounds.apply(*leaves[:2], 2, .25, 1e-5, *leaves[2:])[0].sum(); out.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match='twice'): out.backward()
+
+
+def test_without_a_compiler_torchs_calls_are_taken(monkeypatch):
+    monkeypatch.setattr(rounds, '_library', lambda: 'there is no C++ compiler (g++ or clang++)')
+    assert 'compiler' in rounds.rounds_obstacle(torch.zeros(1, 1, 16), 16)
+    module = SlotAttention(16); x, slots = torch.randn(1, 9, 16), torch.randn(1, 3, 16)
+    got, want = attend(module, module.norm_inputs(x), slots, dict(module.named_parameters())), module(x, slots)
+    torch.testing.assert_close(got[0], want.slots); assert backward.Rounds is rounds.Rounds
