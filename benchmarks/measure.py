@@ -48,7 +48,8 @@ def peak_bytes(f):
 def flops(f):
     "Floating point operations of the matrix products in `f`."
     product = lambda a, b, **_: 2*a[0]*a[1]*b[1]
-    more = {torch.ops.aten.addmm_: lambda out, a, b, **_: product(a, b), torch.ops.mkldnn._linear_pointwise: lambda x, w, *_, **__: 2*x[0]*x[1]*w[0]}
+    more = {torch.ops.aten.addmm_: lambda out, a, b, **_: product(a, b)}
+    if torch.backends.mkldnn.is_available(): more[torch.ops.mkldnn._linear_pointwise] = lambda x, w, *_, **__: 2*x[0]*x[1]*w[0]
     with FlopCounterMode(display=False, custom_mapping=more) as counter: f()
     return counter.get_total_flops()
 

@@ -8,6 +8,7 @@ import torch
 from measure import ENERGY, alternate, flops, gemm_peak, joules, peak_bytes, precisions
 from plain import Plain, PlainStep
 from slotnb.model import SlotAutoencoder
+from slotnb.rounds import rounds_obstacle
 from slotnb.step import TrainStep, adam, step_losses
 from slotnb.vectorize import KEEP_MEMORY
 
@@ -124,7 +125,7 @@ def bench_ideas(repeats, size, names, compiled=True):
     if compiled and shutil.which('g++'): sides['+ torch.compile'] = eager('fused', compiled=True); sides['+ torch.compile']()
     seconds = time.perf_counter() - start
     for name in names: sides[f'written out, {name}'] = as_calls(ours_sides[name])
-    if shutil.which('g++'):
+    if not rounds_obstacle(feats, 256):
         for name in names: sides[f'+ compiled (slotnb, {name})'] = ours_sides[name]
     times = alternate(sides, repeats)
     kept = {f'{n}, freed memory kept': v | dict(ratio=dict(median=times['plain']['median']/v['median'])) for n, v in freed_memory_kept(size, repeats).items()}

@@ -99,8 +99,8 @@ def attend(
 ) -> tuple[Tensor, Tensor]: # slots (b k d), logits (b k n)
     "What `module` computes behind the LayerNorm of its inputs, to be differentiated once; compiled where that can be had (`38_rounds`)."
     check_shape(slots, f'{x.shape[0]} k {x.shape[2]}', 'slots')
-    rounds = _SlotAttention if rounds_obstacle(x, params['mlp.0.weight'].shape[-2]) else Rounds
-    return rounds.apply(x, slots, module.num_iters, x.shape[-1]**-.5/module.temperature, module.norm_slots.eps, *(params[name] for name in _PARTS))
+    way = _SlotAttention if rounds_obstacle(x, params['mlp.0.weight'].shape[-2]) else Rounds
+    return way.apply(x, slots, module.num_iters, x.shape[-1]**-.5/module.temperature, module.norm_slots.eps, *(params[name] for name in _PARTS))
 
 # %% ../nbs/37_backward.ipynb #bw-9b
 class _Layers(torch.autograd.Function):

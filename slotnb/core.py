@@ -157,9 +157,11 @@ def compiled(
     return ctypes.CDLL(str(path))
 
 # %% ../nbs/00_core.ipynb #product
+_LARGE = 2**27 # multiplications; those of the default model at batch 2 are smaller, so that a stack of models, whose products MKL does, is each model alone to the last digits
+
 @functools.lru_cache
 def _has_onednn():
-    "Whether large products go to oneDNN: where torch has it, but on Intel's processors, for which MKL was made."
+    "Whether large products go to oneDNN: where torch has it, except on Intel's processors, for which MKL was made."
     vendor = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else platform.processor()
     return torch.backends.mkldnn.is_available() and 'GenuineIntel' not in vendor
 
@@ -169,8 +171,8 @@ def linear(
     bias:torch.Tensor|None=None, # (o), or (r o)
     relu:bool=False, # whether a ReLU follows
 ) -> torch.Tensor: # (m o), or (r m o); has no gradient of its own
-    "A linear layer. On processors that are not Intel's, large products in single precision go through oneDNN, which is the faster one there."
-    if weight.ndim==2 and rows.dtype==torch.float32 and rows.device.type=='cpu' and rows.numel()*len(weight) >= 2**27 and rows.is_contiguous() and _has_onednn():
+    "A linear layer. On processors that are not Intel's, a large product of one layer in single precision goes through oneDNN."
+    if weight.ndim==2 and rows.dtype==torch.float32 and rows.device.type=='cpu' and rows.numel()*len(weight) >= _LARGE and rows.is_contiguous() and _has_onednn():
         return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'relu' if relu else 'none', [], '')
     if bias is None: out = rows @ weight.mT
     else: out = (torch.addmm if weight.ndim==2 else torch.baddbmm)(bias.unsqueeze(-2), rows, weight.mT)

@@ -188,27 +188,25 @@ static long places(int n, int d, int heads, int hidden, long* starts) {  // wher
 }
 extern "C" long memory_of(int n, int d, int heads, int hidden) { long starts[PLACES]; return places(n, d, heads, hidden, starts); }
 extern "C" int rows_of(int n) { return (n + TILE - 1)/TILE*TILE; }
-extern "C" void forward(float* h, int n, int d, int heads, int hidden, const Block* blocks, int depth, char* mem) { // (rows d) of one image, in place; rows behind the nth are of no use
+extern "C" void forward(float* h, int n, int d, int heads, int hidden, const Block* block, char* mem) { // (rows d) of one image, in place, through a block; rows behind the nth are of no use
     long rows = rows_of(n), starts[PLACES]; places(n, d, heads, hidden, starts);
     bf16 *x = (bf16*)mem, *qkv = (bf16*)(mem + starts[2]), *hid = (bf16*)(mem + starts[3]);
     float *sa = (float*)(mem + starts[1]), *s = (float*)(mem + starts[6]);
     bf16 *keys = (bf16*)(mem + starts[4]), *values = (bf16*)(mem + starts[5]), *p = (bf16*)(mem + starts[7]);
     u8* x8 = (u8*)(mem + starts[8]);
     auto residual = [=](int r, int c, f32x y) { float* t = h + (long)r*d + c; _mm512_storeu_ps(t, _mm512_add_ps(_mm512_loadu_ps(t), y)); };
-    for (int i = 0; i < depth; i++) {
-        const Block& k = blocks[i];
-        norm(h, rows, d, k.eps1, k.qk.int8 && k.v.int8 ? nullptr : x, k.qk.int8 || k.v.int8 ? x8 : nullptr, sa);
-        linear(k.qk, k.qk.int8 ? (void*)x8 : x, sa, rows, [=](int r, int c, f32x y) { store(qkv + (long)r*3*d + c, y); });
-        linear(k.v, k.v.int8 ? (void*)x8 : x, sa, rows, [=](int r, int c, f32x y) { store(qkv + (long)r*3*d + 2*d + c, y); });
-        attention(qkv, n, rows, d, heads, keys, values, s, p, x);
-        linear(k.proj, x, sa, rows, residual);
-        norm(h, rows, d, k.eps2, k.fc1.int8 ? nullptr : x, k.fc1.int8 ? x8 : nullptr, sa);
-        const void* from = k.fc1.int8 ? (void*)x8 : x;
-        if (k.act) linear(k.fc1, from, sa, rows, [=](int r, int c, f32x y) { store(hid + (long)r*hidden + c, quick_gelu(y)); });
-        else linear(k.fc1, from, sa, rows, [=](int r, int c, f32x y) { store(hid + (long)r*hidden + c, gelu(y)); });
-        if (k.fc2.int8) above(hid, rows, hidden, x8, sa);
-        linear(k.fc2, k.fc2.int8 ? (void*)x8 : hid, sa, rows, residual);
-    }
+    const Block& k = *block;
+    norm(h, rows, d, k.eps1, k.qk.int8 && k.v.int8 ? nullptr : x, k.qk.int8 || k.v.int8 ? x8 : nullptr, sa);
+    linear(k.qk, k.qk.int8 ? (void*)x8 : x, sa, rows, [=](int r, int c, f32x y) { store(qkv + (long)r*3*d + c, y); });
+    linear(k.v, k.v.int8 ? (void*)x8 : x, sa, rows, [=](int r, int c, f32x y) { store(qkv + (long)r*3*d + 2*d + c, y); });
+    attention(qkv, n, rows, d, heads, keys, values, s, p, x);
+    linear(k.proj, x, sa, rows, residual);
+    norm(h, rows, d, k.eps2, k.fc1.int8 ? nullptr : x, k.fc1.int8 ? x8 : nullptr, sa);
+    const void* from = k.fc1.int8 ? (void*)x8 : x;
+    if (k.act) linear(k.fc1, from, sa, rows, [=](int r, int c, f32x y) { store(hid + (long)r*hidden + c, quick_gelu(y)); });
+    else linear(k.fc1, from, sa, rows, [=](int r, int c, f32x y) { store(hid + (long)r*hidden + c, gelu(y)); });
+    if (k.fc2.int8) above(hid, rows, hidden, x8, sa);
+    linear(k.fc2, k.fc2.int8 ? (void*)x8 : hid, sa, rows, residual);
 }
 '''
 
@@ -335,9 +333,9 @@ class FusedBlocks:
         h = F.pad(turned(tokens.float(), None if turn is None else turn.T), (0, 0, 0, library.rows_of(n) - n)).contiguous()
         def one(i, block, before): # ctypes lets go of Python's lock
             if before: before.result()
-            if not hasattr(own, 'memory'): own.memory = torch.empty(library.memory_of(n, d, self.heads, self.hidden), dtype=torch.uint8)
-            library.forward(ctypes.c_void_p(h[i].data_ptr()), n, d, self.heads, self.hidden, ctypes.byref(self.blocks, block*size), 1, ctypes.c_void_p(own.memory.data_ptr()))
-        with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+            if not hasattr(own, 'memory'): own.memory = torch.empty(library.memory_of(n, d, self.heads, self.hidden), dtype=torch.uint8, device='cpu')
+            library.forward(ctypes.c_void_p(h[i].data_ptr()), n, d, self.heads, self.hidden, ctypes.byref(self.blocks, block*size), ctypes.c_void_p(own.memory.data_ptr()))
+        with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(h)))) as pool:
             done = [None]*len(h)
             for block in range(len(self.blocks)): done = [pool.submit(one, i, block, before) for i, before in enumerate(done)]
             for f in done: f.result()

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .core import compiled
+from .core import SlotnbError, compiled
 from .slot_attention import EPS
 
 # %% ../nbs/38_rounds.ipynb #ro-7
@@ -55,7 +55,7 @@ static void product(int rows, int cols, int inner, const float* a, long ai, long
     if (i + 2 <= rows) { columns<2>(cols, inner, a, ai, ak, b, ldb, to, i); i += 2; }
     if (i < rows) columns<1>(cols, inner, a, ai, ak, b, ldb, to, i);
 }
-static void turn(const float* x, int rows, int cols, float* to, long ld) { // (rows cols) -> (cols ld), zero behind the rows; in squares that stay in the first cache
+static void transpose(const float* x, int rows, int cols, float* to, long ld) { // (rows cols) -> (cols ld), zero behind the rows; in squares that stay in the first cache
     for (int i0 = 0; i0 < rows; i0 += 16) for (int j0 = 0; j0 < cols; j0 += 16) for (int j = j0; j < j0 + 16 && j < cols; j++)
         for (int i = i0; i < i0 + 16 && i < rows; i++) to[j*ld + i] = x[(long)i*cols + j];
     for (int j = 0; j < cols && ld > rows; j++) memset(to + j*ld + rows, 0, (ld - rows)*4);
@@ -132,12 +132,12 @@ extern "C" void memory_of(const Work* w, long* sizes) { Kept k; Ahead a; Back b;
 extern "C" void forward(const Work* work) {
     const Work& w = *work; Kept p; keep(w, &p); Ahead a; ahead(w, &a);
     const long np = (w.n + W - 1)/W*W, R = (long)w.b*w.k, d = w.d, k = w.k, n = w.n;
-    turn(w.w[WQ], d, d, a.wqt, d); turn(w.w[WV], d, d, a.wvt, d); turn(w.w[WIH], 3*d, d, a.wiht, 3*d); turn(w.w[WHH], 3*d, d, a.whht, 3*d);
-    turn(w.w[W1], w.h, d, a.w1t, w.h); turn(w.w[W2], d, w.h, a.w2t, d);
-    for (int i = 0; i < w.b; i++) turn(w.x + i*n*d, n, d, a.xt + i*d*np, np);
+    transpose(w.w[WQ], d, d, a.wqt, d); transpose(w.w[WV], d, d, a.wvt, d); transpose(w.w[WIH], 3*d, d, a.wiht, 3*d); transpose(w.w[WHH], 3*d, d, a.whht, 3*d);
+    transpose(w.w[W1], w.h, d, a.w1t, w.h); transpose(w.w[W2], d, w.h, a.w2t, d);
+    for (int i = 0; i < w.b; i++) transpose(w.x + i*n*d, n, d, a.xt + i*d*np, np);
     memcpy(p.s, w.start, R*d*4);
     for (int t = 0; t < w.rounds; t++) {
-        const long o = t*R*d; float *s = p.s + o, *next = s + R*d, *now = p.now + o, *hn = p.hn + o, *gates = p.gates + 2*o, *attn = p.attn + t*R*np, *mean = p.w + t*R*np, *hid = p.hid + t*R*w.h;
+        const long o = t*R*d; float *s = p.s + o, *next = s + R*d, *now = p.now + o, *hn = p.hn + o, *gates = p.gates + 2*o, *attn = p.attn + t*R*np, *share = p.w + t*R*np, *hid = p.hid + t*R*w.h;
         norm(s, R, d, w.eps, w.w[GS], w.w[BS], p.ss + o, p.rstd + t*R, p.sn + o);
         product(R, d, d, p.sn + o, d, 1, a.wqt, d, p.q0 + o, d);
         product(R, d, d, p.q0 + o, d, 1, w.w[WK], d, p.q + o, d);
@@ -152,14 +152,14 @@ extern "C" void forward(const Work* work) {
             for (long r = 0; r < k; r++) store(l + r*np, load(l + r*np)*total);
         }
         for (long r = 0; r < R; r++) {                                   // a slot's weights of the patches
-            float* m = mean + r*np; vec s{};
+            float* m = share + r*np; vec s{};
             for (long j = 0; j < np; j += W) store(m + j, load(attn + r*np + j) + w.tiny);
             for (long j = n; j < np; j++) m[j] = 0;
             for (long j = 0; j < np; j += W) s += load(m + j);
             float total = p.total[t*R + r] = sum(s);
             for (long j = 0; j < np; j += W) store(m + j, load(m + j)/total);
         }
-        for (int i = 0; i < w.b; i++) product(k, d, n, mean + i*k*np, np, 1, w.x + i*n*d, d, p.m + o + i*k*d, d);
+        for (int i = 0; i < w.b; i++) product(k, d, n, share + i*k*np, np, 1, w.x + i*n*d, d, p.m + o + i*k*d, d);
         product(R, d, d, p.m + o, d, 1, a.wvt, d, p.u + o, d);
         product(R, 3*d, d, p.u + o, d, 1, a.wiht, 3*d, a.gi, 3*d, w.w[BIH]);
         product(R, 3*d, d, s, d, 1, a.whht, 3*d, a.gh, 3*d, w.w[BHH]);
@@ -179,13 +179,13 @@ extern "C" void forward(const Work* work) {
 extern "C" void backward(const Work* work) {
     const Work& w = *work; Kept p; keep(w, &p); Back b; back(w, &b);
     const long np = (w.n + W - 1)/W*W, R = (long)w.b*w.k, T = w.rounds*R, d = w.d, k = w.k, n = w.n, h = w.h;
-    turn(w.w[WK], d, d, b.wkt, d);
-    for (int i = 0; i < w.b; i++) turn(w.x + i*n*d, n, d, b.xt + i*d*np, np);
+    transpose(w.w[WK], d, d, b.wkt, d);
+    for (int i = 0; i < w.b; i++) transpose(w.x + i*n*d, n, d, b.xt + i*d*np, np);
     float* g = w.d_start;
     if (w.d_slots) memcpy(g, w.d_slots, R*d*4); else memset(g, 0, R*d*4);
     memset(w.dx, 0, w.b*n*d*4);
     for (int t = w.rounds - 1; t >= 0; t--) {
-        const long o = t*R*d; const float *s = p.s + o, *now = p.now + o, *hn = p.hn + o, *gates = p.gates + 2*o, *attn = p.attn + t*R*np, *mean = p.w + t*R*np, *hid = p.hid + t*R*h;
+        const long o = t*R*d; const float *s = p.s + o, *now = p.now + o, *hn = p.hn + o, *gates = p.gates + 2*o, *attn = p.attn + t*R*np, *share = p.w + t*R*np, *hid = p.hid + t*R*h;
         memcpy(b.d_out + o, g, R*d*4);
         product(R, h, d, g, d, 1, w.w[W2], h, b.dh + t*R*h, h);
         for (long j = 0; j < R*h; j += W) { vec x = load(hid + j); store(b.dh + t*R*h + j, x > vec{} ? load(b.dh + t*R*h + j) : vec{}); }
@@ -203,7 +203,7 @@ extern "C" void backward(const Work* work) {
         product(R, d, d, b.du + o, d, 1, w.w[WV], d, b.dm, d);
         for (int i = 0; i < w.b; i++) product(k, np, d, b.dm + i*k*d, d, 1, b.xt + i*d*np, np, b.dl + i*k*np, np);
         for (long r = 0; r < R; r++) {                                   // a slot's weights of the patches
-            vec s{}; for (long j = 0; j < np; j += W) s += load(b.dl + r*np + j)*load(mean + r*np + j);
+            vec s{}; for (long j = 0; j < np; j += W) s += load(b.dl + r*np + j)*load(share + r*np + j);
             float both = sum(s), by = 1/p.total[t*R + r];
             for (long j = 0; j < np; j += W) store(b.dl + r*np + j, (load(b.dl + r*np + j) - both)*by);
         }
@@ -215,7 +215,7 @@ extern "C" void backward(const Work* work) {
         if (w.d_logits && t + 1==w.rounds) for (long r = 0; r < R; r++) for (long j = 0; j < n; j++) b.dl[r*np + j] += w.d_logits[r*n + j];
         for (int i = 0; i < w.b; i++) {
             product(k, d, n, b.dl + i*k*np, np, 1, w.x + i*n*d, d, b.dq + o + i*k*d, d);
-            product(n, d, k, mean + i*k*np, 1, np, b.dm + i*k*d, d, w.dx + i*n*d, d, nullptr, 1);
+            product(n, d, k, share + i*k*np, 1, np, b.dm + i*k*d, d, w.dx + i*n*d, d, nullptr, 1);
             product(n, d, k, b.dl + i*k*np, 1, np, p.q + o + i*k*d, d, w.dx + i*n*d, d, nullptr, 1);
         }
         for (long j = 0; j < R*d; j += W) store(b.dq + o + j, load(b.dq + o + j)*w.scale);
@@ -250,11 +250,13 @@ def rounds_obstacle(
 ) -> str: # '' where `Rounds` can be had
     "Why slot attention's rounds can't be two calls for these patches on this machine."
     if x.device.type!='cpu' or x.dtype!=torch.float32: return 'they are compiled for single precision on a CPU'
+    if not len(x): return 'there is no image'
     if x.shape[-1]%16 or hidden_dim%16: return f'its widths {x.shape[-1]} and {hidden_dim} are no multiples of 16'
     return why if isinstance(why := _library(), str) else ''
 
 # %% ../nbs/38_rounds.ipynb #ro-14
-_WORTH = 8 # images for which waking a thread pays
+_WORTH = 8 # images at least for a thread of their own
+_KEPT, _AHEAD, _BACK = range(3) # memory: until the way back, and within one way
 
 def _each(works, call):
     "The threads share out the works; ctypes lets go of Python's lock."
@@ -264,16 +266,18 @@ def _each(works, call):
     with ThreadPoolExecutor(threads) as pool: list(pool.map(one, works))
 
 def _memory(works, which):
-    "Numbers that each work needs: 0 until the way back, 1 on the way ahead, 2 on the way back."
+    "So much for each work; the first is the largest."
     sizes = (ctypes.c_long*3)()
-    _library().memory_of(ctypes.byref(works[0]), sizes) # the first is the largest
-    return torch.empty(len(works), -(-sizes[which]//16)*16)
+    _library().memory_of(ctypes.byref(works[0]), sizes)
+    return torch.empty(len(works), -(-sizes[which]//16)*16, dtype=torch.float32, device='cpu')
 
 class Rounds(torch.autograd.Function):
     "Rounds of slot attention behind `norm_inputs`, of one model or, where weights have an axis in front, of as many, each with its share of the images; to be differentiated once."
     @staticmethod
     def forward(ctx, x, slots, num_iters, scale, eps, *params): # (b n d), (b k d), weights in the order of `attend` -> slots (b k d), logits (b k n)
         (b, k, d), n, h, runs = slots.shape, x.shape[1], params[11].shape[-2], len(params[2]) if params[2].ndim==3 else 1
+        if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in (x, slots, *params)): raise SlotnbError('patches, slots and weights must all be in single precision on the CPU')
+        if b%runs or params[2].shape[-1]!=d: raise SlotnbError(f'{b} images of width {d} do not fit {runs} models of width {params[2].shape[-1]}')
         x, slots, *params = (t.contiguous() for t in (x, slots, *params))
         out, logits, images, works = torch.empty_like(slots), slots.new_empty(b, k, n), b//runs, []
         size = -(-images//max(1, min(images//_WORTH, torch.get_num_threads()//runs))) # images that go together; those of a model may be shared out
@@ -282,10 +286,11 @@ class Rounds(torch.autograd.Function):
             w.x, w.start, w.slots, w.logits = (t[start].data_ptr() for t in (x, slots, out, logits))
             w.w = (ctypes.c_void_p*len(params))(*(p.data_ptr() + start//images*(p.nbytes//runs) for p in params))
             works.append(w)
-        kept, scratch = (_memory(works, which) for which in (0, 1))
+        kept, scratch = (_memory(works, which) for which in (_KEPT, _AHEAD))
         for w, a, c in zip(works, kept, scratch): w.kept, w.scratch = a.data_ptr(), c.data_ptr()
         _each(works, _library().forward)
-        ctx.kept = works, kept, x, slots, params
+        ctx.kept = works, kept
+        ctx.save_for_backward(x, slots, *params) # what the works point to
         ctx.set_materialize_grads(False)
         return out, logits
 
@@ -293,9 +298,10 @@ class Rounds(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_slots, d_logits):
         if ctx.kept is None: raise RuntimeError('attend was differentiated twice; what it kept is gone')
-        (works, _kept, x, slots, params), ctx.kept, start = ctx.kept, None, 0 # what the works point to lives as long as this call
+        (works, _kept), (x, slots, *params), start = ctx.kept, ctx.saved_tensors, 0
+        ctx.kept = None
         d_slots, d_logits = (t if t is None else t.contiguous() for t in (d_slots, d_logits))
-        runs, scratch = len(params[2]) if params[2].ndim==3 else 1, _memory(works, 2)
+        runs, scratch = len(params[2]) if params[2].ndim==3 else 1, _memory(works, _BACK)
         dx, d_start, grads = torch.empty_like(x), torch.empty_like(slots), [p.new_empty(len(works), p.numel()//runs) for p in params]
         for i, w in enumerate(works):
             w.d_slots, w.d_logits, w.dx, w.d_start = (t if t is None else t[start].data_ptr() for t in (d_slots, d_logits, dx, d_start))

@@ -82,7 +82,7 @@ def blocked_mse(
     slots:Tensor, # (b k d)
     target:Tensor, # (b n d) features; gets no gradient
     precision:str='fp32', # 'fp32', or 'bf16' for the matrix products; sums stay in the parameters' own precision
-    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer, 32768 on a GPU
+    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer (1024 on matrix units), 32768 on a GPU
 ) -> Tensor: # scalar, `feature_mse(decoder(slots).recon, target)`
     "The MLP broadcast decoder's loss, its gradients computed on the way: time of the matrix products, memory of one block."
     check_shape(slots, 'b k d', 'slots'); check_shape(target, f'{len(slots)} {len(decoder.pos)} d', 'target')

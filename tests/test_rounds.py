@@ -3,6 +3,7 @@ import os, subprocess, sys
 import pytest, torch
 from slotnb import backward, rounds
 from slotnb.backward import _PARTS, _SlotAttention, attend
+from slotnb.core import SlotnbError
 from slotnb.slot_attention import SlotAttention
 
 here = rounds.rounds_obstacle(torch.zeros(1, 1, 16), 16)
@@ -33,7 +34,7 @@ def error(got, want): return max(((a - b).norm()/b.norm().clamp(min=1e-30)).item
 
 @needs_rounds
 @pytest.mark.parametrize('threads', [1, 2, 5])
-@pytest.mark.parametrize('b, k, n, d, h, runs, iters', [(2, 11, 256, 128, 256, 1, 3), (1, 1, 1, 16, 16, 1, 1), (3, 7, 197, 48, 80, 1, 2), (2, 24, 33, 32, 16, 1, 3), (6, 5, 50, 64, 32, 3, 3), (17, 3, 20, 16, 48, 1, 3), (48, 3, 20, 16, 16, 3, 2)])
+@pytest.mark.parametrize('b, k, n, d, h, runs, iters', [(2, 11, 256, 128, 256, 1, 3), (1, 1, 1, 16, 16, 1, 1), (3, 7, 197, 48, 80, 1, 2), (2, 24, 33, 32, 16, 1, 3), (6, 5, 50, 64, 32, 3, 3), (17, 3, 20, 16, 48, 1, 3), (34, 3, 20, 16, 48, 2, 3)])
 def test_as_exact_as_torchs_calls(b, k, n, d, h, runs, iters, threads):
     before = torch.get_num_threads(); torch.set_num_threads(threads)
     try:
@@ -92,6 +93,20 @@ def test_differentiated_once():
     leaves = [t.requires_grad_() for t in tensors]
     out = rounds.Rounds.apply(*leaves[:2], 2, .25, 1e-5, *leaves[2:])[0].sum(); out.backward(retain_graph=True)
     with pytest.raises(RuntimeError, match='twice'): out.backward()
+
+
+@needs_rounds
+def test_what_does_not_fit_is_refused():
+    tensors, *_ = case(4, 3, 9, 16, 16, runs=2)
+    def call(*t): return rounds.Rounds.apply(*t[:2], 3, .25, 1e-5, *t[2:])
+    with pytest.raises(SlotnbError, match='single precision'): call(*tensors[:2], *(t.double() for t in tensors[2:]))
+    with pytest.raises(SlotnbError, match='3 images'): call(*(t[:3] for t in tensors[:2]), *tensors[2:])
+    with pytest.raises(SlotnbError, match='width 32'): call(torch.zeros(4, 9, 32), torch.zeros(4, 3, 32), *tensors[2:])
+    assert 'no image' in rounds.rounds_obstacle(tensors[0][:0], 16)
+    leaves = [t.clone().requires_grad_() for t in tensors]
+    out = call(*leaves)[0].sum()
+    with torch.no_grad(): leaves[4].add_(1)
+    with pytest.raises(RuntimeError, match='modified by an inplace operation'): out.backward()
 
 
 def test_without_a_compiler_torchs_calls_are_taken(monkeypatch):
