@@ -41,7 +41,7 @@ class _BlockedMSE(torch.autograd.Function):
         *d_hidden, d_last = [(torch.zeros_like(w), torch.zeros_like(v)) for w, v in zip(layers[::2], layers[1::2])]
         alpha, shift, first, pos = (t.to(dtype) for t in (alpha_weight, alpha_bias, slot_part, pos_part))
         d_slot, d_pos, d_alpha, d_shift, squares = *map(torch.zeros_like, (slot_part, pos_part, alpha_weight, alpha_bias)), slot_part.new_zeros(())
-        block_rows = block_rows or (2**20//h if slot_part.device.type=='cpu' else 32768)
+        block_rows = block_rows or (min(4096, 2**20//h) if slot_part.device.type=='cpu' else 32768)
         size = -(-n//min(n, -(-b*k*n//block_rows))) # blocks of equal size
         for start in range(0, n, size):
             m = min(size, n - start) # patches of this block; rows are pairs of patch and slot
@@ -82,7 +82,7 @@ def blocked_mse(
     slots:Tensor, # (b k d)
     target:Tensor, # (b n d) features; gets no gradient
     precision:str='fp32', # 'fp32', or 'bf16' for the matrix products; sums stay in the parameters' own precision
-    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer (1024 on matrix units), 32768 on a GPU
+    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer, 4096 at most (1024 on matrix units), 32768 on a GPU
 ) -> Tensor: # scalar, `feature_mse(decoder(slots).recon, target)`
     "The MLP broadcast decoder's loss, its gradients computed on the way: time of the matrix products, memory of one block."
     check_shape(slots, 'b k d', 'slots'); check_shape(target, f'{len(slots)} {len(decoder.pos)} d', 'target')
