@@ -81,7 +81,7 @@ def bench_size(name, size, repeats, peak):
     "One row: step, forward pass, memory, operations; in the precisions that have a peak."
     torch.set_num_threads(size.get('threads', 1))
     plain, ours, feats, noise = models(**size)
-    gaps = {p: gradient_gap(plain, ours, feats[:2], noise[:2], p) for p in peak} # of two images
+    gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in peak}
     assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
     sides = step_sides(plain, ours, feats, noise, peak)
     memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(as_calls(f)), energy_of)) # the first of these calls makes Adam's moments
