@@ -289,7 +289,7 @@ class Rounds(torch.autograd.Function):
         kept, scratch = (_memory(works, which) for which in (_KEPT, _AHEAD))
         for w, a, c in zip(works, kept, scratch): w.kept, w.scratch = a.data_ptr(), c.data_ptr()
         _each(works, _library().forward)
-        ctx.kept = works, kept
+        ctx.kept = works, kept, runs
         ctx.save_for_backward(x, slots, *params) # what the works point to
         ctx.set_materialize_grads(False)
         return out, logits
@@ -298,10 +298,9 @@ class Rounds(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_slots, d_logits):
         if ctx.kept is None: raise RuntimeError('attend was differentiated twice; what it kept is gone')
-        (works, _kept), (x, slots, *params), start = ctx.kept, ctx.saved_tensors, 0
-        ctx.kept = None
+        (works, _kept, runs), (x, slots, *params), start = ctx.kept, ctx.saved_tensors, 0
+        ctx.kept, scratch = None, _memory(works, _BACK)
         d_slots, d_logits = (t if t is None else t.contiguous() for t in (d_slots, d_logits))
-        runs, scratch = len(params[2]) if params[2].ndim==3 else 1, _memory(works, _BACK)
         dx, d_start, grads = torch.empty_like(x), torch.empty_like(slots), [p.new_empty(len(works), p.numel()//runs) for p in params]
         for i, w in enumerate(works):
             w.d_slots, w.d_logits, w.dx, w.d_start = (t if t is None else t[start].data_ptr() for t in (d_slots, d_logits, dx, d_start))
