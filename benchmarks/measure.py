@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np, torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
-from slotnb.core import has_bf16, linear
+from slotnb.core import has_bf16
+from slotnb.products import linear
 
 
 def spread(times):

@@ -9,7 +9,8 @@ __all__ = ['attend', 'part_of', 'linear_layers', 'mixed_mse']
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from .core import check_shape, linear
+from .core import check_shape
+from .products import linear, weight_gradient
 from .rounds import Rounds, rounds_obstacle
 from .slot_attention import EPS, SlotAttention
 
@@ -122,7 +123,7 @@ class _Layers(torch.autograd.Function):
         grad = grad.to(weights[0].dtype)
         for i, weight in reversed(list(enumerate(weights))):
             rows = kept.pop() if i else _first(x, ctx.eps, weight.dtype)
-            grads += [grad.sum(-2).to(x.dtype) if wanted[4 + 2*i] else None, (grad.mT @ rows).to(x.dtype)]
+            grads += [grad.sum(-2).to(x.dtype) if wanted[4 + 2*i] else None, weight_gradient(grad, rows).to(x.dtype)]
             if i or wanted[0]: grad = linear(grad, weight.mT)
             if i: _aten.threshold_backward.grad_input(grad, rows, 0, grad_input=grad)
             del rows # before the next ones are made

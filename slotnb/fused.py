@@ -10,7 +10,8 @@ import ctypes, functools, math, threading
 from concurrent.futures import ThreadPoolExecutor
 import torch, torch.nn.functional as F
 from torch import Tensor, nn
-from .core import SlotnbError, compiled, linear
+from .core import SlotnbError, compiled
+from .products import linear
 
 # %% ../nbs/25_fused.ipynb #cell-11
 _MATH = r'''

@@ -7,11 +7,10 @@ __all__ = ['rounds_obstacle', 'Rounds']
 
 # %% ../nbs/38_rounds.ipynb #ro-2
 import ctypes, functools
-from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .core import SlotnbError, compiled
+from .core import VECTORS, SlotnbError, compiled, in_threads
 from .slot_attention import EPS
 
 # %% ../nbs/38_rounds.ipynb #ro-7
@@ -235,14 +234,12 @@ class _Work(ctypes.Structure):
     _fields_ = [('x', ctypes.c_void_p), ('start', ctypes.c_void_p), ('w', ctypes.c_void_p*15), *((n, ctypes.c_void_p) for n in ('slots', 'logits', 'd_slots', 'd_logits', 'dx', 'd_start')),
                 ('g', ctypes.c_void_p*15), ('kept', ctypes.c_void_p), ('scratch', ctypes.c_void_p), *((n, ctypes.c_int) for n in ('b', 'k', 'n', 'd', 'h', 'rounds')), *((n, ctypes.c_float) for n in ('scale', 'eps', 'tiny'))]
 
-_FLAGS = dict(AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split())
-
 @functools.lru_cache
 def _library():
     "The compiled rounds, or the reason why there are none."
     kind = torch.backends.cpu.get_cpu_capability()
-    if kind not in _FLAGS: return 'this processor has neither AVX2 nor AVX-512'
-    return compiled('rounds', ''.join((_PRODUCT, _POINTS, _ROUNDS)), [*_FLAGS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math'])
+    if kind not in VECTORS: return 'this processor has neither AVX2 nor AVX-512'
+    return compiled('rounds', ''.join((_PRODUCT, _POINTS, _ROUNDS)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math'])
 
 def rounds_obstacle(
     x:Tensor, # (b n d) patches
@@ -259,11 +256,8 @@ _WORTH = 8 # images at least for a thread of their own
 _KEPT, _AHEAD, _BACK = range(3) # memory: until the way back, and within one way
 
 def _each(works, call):
-    "The threads share out the works; ctypes lets go of Python's lock."
-    def one(work): call(ctypes.byref(work))
-    threads = min(torch.get_num_threads(), len(works), sum(w.b for w in works)//_WORTH)
-    if threads <= 1: return [one(w) for w in works]
-    with ThreadPoolExecutor(threads) as pool: list(pool.map(one, works))
+    "The threads share out the works, where there are images enough."
+    in_threads(lambda work: call(ctypes.byref(work)), works, threads=min(torch.get_num_threads(), sum(w.b for w in works)//_WORTH))
 
 def _memory(works, which):
     "So much for each work; the first is the largest."

@@ -12,10 +12,11 @@ from typing import Callable, Iterable, NamedTuple
 import torch
 from torch import Tensor, nn
 from .backward import attend, linear_layers, mixed_mse, part_of
-from .core import SlotnbError, check_shape, linear
+from .core import SlotnbError, check_shape
 from .decoder import AttentionDecoder, MLPDecoder
 from .losses import feature_mse, slot_cosine
 from .model import SlotAutoencoder
+from .products import linear, weight_gradient
 from .tiles import tiled_mse, tiles_obstacle
 
 # %% ../nbs/34_step.ipynb #5f92f504
@@ -25,8 +26,7 @@ def _relu_backward_(grad, out):
 
 def _add_gradients(weight, bias, grad, rows):
     "Add a block's share to the gradients of a layer's weight and bias; sums over blocks stay in full precision."
-    if grad.dtype==weight.dtype: weight.addmm_(grad.T, rows)
-    else: weight += grad.T @ rows
+    weight_gradient(grad, rows, weight)
     bias += grad.sum(0, dtype=bias.dtype)
 
 # %% ../nbs/34_step.ipynb #30aa0100
