@@ -18,7 +18,7 @@ from tqdm import tqdm
 from measure import alternate, flops, machine, peak_bytes
 from quality import DATA, bench_quality
 from run import SMALL_SIZE
-from steps import CLIP, DIVERSITY, LR, SIZES, gradient_gap, models, ours_forward, step_sides, as_calls
+from steps import CLIP, DIVERSITY, LR, SIZES, gradient_gaps, models, ours_forward, step_sides, as_calls
 from slotnb.backbones import ViTBackbone
 from slotnb.core import read_json, write_json
 from slotnb.data import KubricFolders
@@ -95,7 +95,7 @@ def steps(small, device):
         plain, ours, feats, noise = models(**size)
         counted = {n: flops(as_calls(f)) for n, f in step_sides(plain, ours, feats, noise, PRECISIONS).items()}
         plain, ours, feats, noise = (t.to(device) for t in (plain, ours, feats, noise))
-        gaps = {p: gradient_gap(plain, ours, feats, noise, p) for p in PRECISIONS}
+        gaps = gradient_gaps(plain, ours, feats, noise, PRECISIONS)
         assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
         sides = step_sides(plain, ours, feats, noise, PRECISIONS)
         for f in sides.values(): several(f, 5, device)() # Adam has its moments, graphs are recorded

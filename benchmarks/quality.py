@@ -28,6 +28,7 @@ DATA = str(Path(__file__).parent.parent/'data/movi_a_subset')
 MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidden_dim=64)) # the papers' decoder at a width that two cores train in minutes
 SIDES = [('default', 'plain', 2, 1), ('default', 'fp32', 2, 1), ('default', 'bf16', 2, 1), ('default', 'stack', 2, 1), ('default', 'fp32', 16, 1), ('default', 'fp32', 16, 8),
          ('mlp', 'plain', 2, 1), ('mlp', 'fp32', 2, 1), ('mlp', 'bf16', 2, 1)] # model, side, batch size, what the rate is multiplied with
+AT_BATCH_16 = 3 # seeds at most: nothing is paired with these
 WINDOW = 100 # steps that make a point of a loss curve
 
 
@@ -100,17 +101,23 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
     sides = [s for s in SIDES if (s[1]!='bf16' or device!='cpu' or 'bf16' in precisions(small)) and (not only or (f'{s[0]}-{s[1]}' in only and s[2]==2))]
     numbers = list(range(first_seed, first_seed + seeds))
     prepare(TrainConfig(device=device, data_dir=DATA)) # the features are there before the processes ask
-    jobs = [(*side, group) for side in sides for group in ([numbers] if side[1]=='stack' else [[seed] for seed in numbers])]
-    jobs.sort(key=lambda job: -len(job[-1])) # the long one first
-    def run(share):
-        "In a process of its own: one line of JSON a job."
-        process = subprocess.Popen([sys.executable, __file__, '--jobs', json.dumps([share, steps, device])], stdout=subprocess.PIPE, text=True, env=KEEP_MEMORY | os.environ | dict(OMP_NUM_THREADS='1'))
+    of = lambda side: numbers if side[2]==2 else numbers[:AT_BATCH_16]
+    jobs = [(*side, group) for side in sides for group in ([numbers] if side[1]=='stack' else [[seed] for seed in of(side)])]
+    jobs.sort(key=lambda job: (-len(job[-1]), job[1]!='plain')) # long ones first, so that nobody waits at the end
+    queue = iter(jobs)
+    def run(_):
+        "A process of its own, which is given a job as soon as it is done with the last: a line of JSON each."
+        process = subprocess.Popen([sys.executable, __file__, '--worker', json.dumps([steps, device])], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=KEEP_MEMORY | os.environ | dict(OMP_NUM_THREADS='1'))
         lines = []
-        for line in process.stdout:
-            lines += json.loads(line); progress(f"{lines[-1]['model']} {lines[-1]['side']}, batch {lines[-1]['batch_size']}, seed {lines[-1]['seed']}")
+        with process.stdin:
+            for job in queue:
+                print(json.dumps(job), file=process.stdin, flush=True)
+                if not (line := process.stdout.readline()): break # it ended
+                lines += json.loads(line); progress(f"{lines[-1]['model']} {lines[-1]['side']}, batch {lines[-1]['batch_size']}, seed {lines[-1]['seed']}")
         if process.wait(): raise SystemExit(f'a training process ended with exit code {process.returncode}')
         return lines
-    with ThreadPoolExecutor(workers) as pool: rows = [r for lines in pool.map(run, [jobs[i::workers] for i in range(workers)]) for r in lines]
+    with ThreadPoolExecutor(workers) as pool: rows = [r for lines in pool.map(run, range(workers)) for r in lines]
+    rows.sort(key=lambda r: (SIDES.index((r['model'], r['side'], r['batch_size'], r['rate'])), r['seed']))
     others = dict.fromkeys((m, s) for m, s, b, r in sides if s!='plain' and (b, r)==(2, 1) and (m, 'plain', 2, 1) in sides)
     return dict(steps=steps, seeds=seeds, window=min(WINDOW, steps), test_scenes=24, rows=rows, paired=[paired(rows, *o) for o in others] if seeds > 1 else [])
 
@@ -118,16 +125,15 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--steps', type=int, default=2000, help='of batches of two images')
-    p.add_argument('--seeds', type=int, default=5, help='each side is trained with so many')
+    p.add_argument('--seeds', type=int, default=5, help=f'each side is trained with so many, {AT_BATCH_16} at most at batch 16')
     p.add_argument('--first_seed', type=int, default=0, help='the seeds are this one and those that follow')
     p.add_argument('--only', nargs='+', choices=dict.fromkeys(f'{m}-{s}' for m, s, _, _ in SIDES), metavar='SIDE', help='some of ' + ', '.join(dict.fromkeys(f'{m}-{s}' for m, s, _, _ in SIDES)) + ', at batch 2; default: all, also at batch 16')
     p.add_argument('--out', default='benchmarks/quality.json', help='where the numbers go')
     p.add_argument('--device', default='cpu', help='where they are trained')
-    p.add_argument('--jobs', help=argparse.SUPPRESS)
+    p.add_argument('--worker', help=argparse.SUPPRESS)
     args = p.parse_args()
-    if args.jobs:
-        jobs, *rest = json.loads(args.jobs)
-        for job in jobs: print(json.dumps(score(*job, *rest)), flush=True)
+    if args.worker:
+        for job in sys.stdin: print(json.dumps(score(*json.loads(job), *json.loads(args.worker))), flush=True)
         return
     result = bench_quality(args.steps, args.seeds, progress=lambda text: print(text, flush=True), first_seed=args.first_seed, only=args.only, device=args.device)
     write_json(args.out, result)

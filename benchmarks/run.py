@@ -40,7 +40,7 @@ def vectorize(small, progress):
 
 def extraction(small, progress):
     from extraction import bench_extraction
-    return bench_extraction(9, small=small, progress=progress)
+    return bench_extraction(5, small=small, progress=progress)
 
 
 def scale(small, progress):

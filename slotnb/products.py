@@ -10,7 +10,7 @@ import ctypes, functools, platform
 from itertools import repeat
 from pathlib import Path
 import torch
-from .core import VECTORS, check_shape, compiled, in_threads
+from .core import VECTORS, check_shape, compiled
 
 # %% ../nbs/01_products.ipynb #pr-7
 _LARGE = 2**26 # multiplications of one layer
@@ -53,18 +53,25 @@ static void tile(int rows, const float* g, const float* x, float* total, long ld
     for (int r = 0; r < rows; r++, g += TALL, x += WIDE) { vec v = load(x); for (int i = 0; i < TALL; i++) sum[i] += g[i]*v; }
     for (int i = 0; i < TALL; i++, total += ld) store(total, load(total) + sum[i]);
 }
-extern "C" long room() { return DEEP*(HIGH + WIDE); }
-// total (out in) += grad^T rows, of n rows; grad has ld numbers a row
-extern "C" void outer(const float* grad, long ld, const float* rows, int n, int out, int in, float* total, float* room) {
-    float *g = room, *x = room + DEEP*HIGH;
-    for (long r = 0; r < n; r += DEEP) for (int o = 0; o < out; o += HIGH) {
-        int deep = n - r < DEEP ? n - r : DEEP, high = out - o < HIGH ? out - o : HIGH;
-        panels<TALL>(grad + r*ld + o, deep, high, ld, g);
+// total (out in) += grad^T rows, of n rows and the outputs o0 .. o1
+static void outer(const float* grad, const float* rows, int n, int o0, int o1, int out, int in, float* total, float* room) {
+    float *x = room, *g = room + DEEP*WIDE;
+    for (long r = 0; r < n; r += DEEP) for (int o = o0; o < o1; o += HIGH) {
+        int deep = n - r < DEEP ? n - r : DEEP, high = o1 - o < HIGH ? o1 - o : HIGH;
+        panels<TALL>(grad + r*out + o, deep, high, out, g);
         for (int i = 0; i < in; i += WIDE) {
             panels<WIDE>(rows + r*in + i, deep, WIDE, in, x);
             for (int p = 0; p < high; p += TALL) tile(deep, g + (long)p*deep, x, total + (long)(o + p)*in + i, in);
         }
     }
+}
+static long share(int out, int threads) { return (out + TALL*threads - 1)/(TALL*threads)*TALL; } // outputs of a thread
+static long room(int n, int out, int threads) { long s = share(out, threads); return (n < DEEP ? n : DEEP)*(s < HIGH ? s : HIGH) + DEEP*WIDE; }
+extern "C" long memory_of(int n, int out, int threads) { return threads*room(n, out, threads); }
+extern "C" void add_outer(const float* grad, const float* rows, int n, int out, int in, float* total, float* memory, int threads) {
+    const long s = share(out, threads), each = room(n, out, threads);
+    #pragma omp parallel for num_threads(threads) schedule(static, 1)
+    for (int t = 0; t < threads; t++) outer(grad, rows, n, t*s, t*s + s < out ? t*s + s : out, out, in, total, memory + t*each);
 }
 '''
 
@@ -80,18 +87,16 @@ def outer_obstacle() -> str: # '' where it can be had
 
 @functools.lru_cache
 def _library():
-    library = compiled('outer', _SOURCE, [*VECTORS['AVX512'], '-ffp-contract=fast'])
-    if not isinstance(library, str): library.room.restype = ctypes.c_long
+    library = compiled('outer', _SOURCE, [*VECTORS['AVX512'], '-ffp-contract=fast', '-fopenmp'])
+    if not isinstance(library, str): library.memory_of.restype = ctypes.c_long
     return library
 
 def _add_outer(total, grad, rows):
-    "Add `grad.T @ rows`; each thread has some of the outputs."
-    (o, i), share = total.shape, -(-len(total)//torch.get_num_threads()//_TALL)*_TALL
-    def some(start, room):
-        g, x, to, own = (ctypes.c_void_p(t.data_ptr()) for t in (grad[:, start:], rows, total[start:], room))
-        _library().outer(g, ctypes.c_long(o), x, len(rows), min(share, o - start), i, to, own)
-    starts = range(0, o, share)
-    in_threads(some, starts, [torch.empty(_library().room(), dtype=torch.float32) for _ in starts])
+    "Add `grad.T @ rows`."
+    library, threads = _library(), torch.get_num_threads()
+    memory = torch.empty(library.memory_of(len(rows), len(total), threads), dtype=torch.float32)
+    g, x, to, own = (ctypes.c_void_p(t.data_ptr()) for t in (grad, rows, total, memory))
+    library.add_outer(g, x, len(rows), *total.shape, to, own, threads)
 
 def weight_gradient(
     grad:torch.Tensor, # (m o) of a linear layer's output, or (r m o) of r layers
