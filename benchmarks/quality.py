@@ -28,6 +28,7 @@ DATA = str(Path(__file__).parent.parent/'data/movi_a_subset')
 MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidden_dim=64)) # the papers' decoder at a width that two cores train in minutes
 SIDES = [('default', 'plain', 2, 1), ('default', 'fp32', 2, 1), ('default', 'bf16', 2, 1), ('default', 'stack', 2, 1), ('default', 'fp32', 16, 1), ('default', 'fp32', 16, 8),
          ('mlp', 'plain', 2, 1), ('mlp', 'fp32', 2, 1), ('mlp', 'bf16', 2, 1)] # model, side, batch size, what the rate is multiplied with
+STACK = 5 # models of a stack at most
 AT_BATCH_16 = 3 # seeds at most: nothing is paired with these
 WINDOW = 100 # steps that make a point of a loss curve
 
@@ -101,8 +102,9 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
     sides = [s for s in SIDES if (s[1]!='bf16' or device!='cpu' or 'bf16' in precisions(small)) and (not only or (f'{s[0]}-{s[1]}' in only and s[2]==2))]
     numbers = list(range(first_seed, first_seed + seeds))
     prepare(TrainConfig(device=device, data_dir=DATA)) # the features are there before the processes ask
+    batched = lambda l, n: [l[i:i + n] for i in range(0, len(l), n)]
     of = lambda side: numbers if side[2]==2 else numbers[:AT_BATCH_16]
-    jobs = [(*side, group) for side in sides for group in ([numbers] if side[1]=='stack' else [[seed] for seed in of(side)])]
+    jobs = [(*side, group) for side in sides for group in (batched(numbers, STACK) if side[1]=='stack' else [[seed] for seed in of(side)])]
     jobs.sort(key=lambda job: (-len(job[-1]), job[1]!='plain')) # long ones first, so that nobody waits at the end
     queue = iter(jobs)
     def run(_):

@@ -4,15 +4,13 @@
 
 # %% auto #0
 __all__ = ['VECTORS', 'SlotnbError', 'need_extra', 'generator', 'default_device', 'has_bf16', 'has_matrix_units', 'atomic_path',
-           'write_json', 'cannot_read', 'read_json', 'digest', 'cache_dir', 'check_shape', 'batches', 'compiled',
-           'in_threads']
+           'write_json', 'cannot_read', 'read_json', 'digest', 'cache_dir', 'check_shape', 'batches', 'compiled']
 
 # %% ../nbs/00_core.ipynb #cell-2
 import ctypes, errno, hashlib, importlib, json, math, os, shutil, subprocess, tempfile
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Sequence
+from typing import Iterator
 import numpy as np, torch
 
 # %% ../nbs/00_core.ipynb #cell-5
@@ -158,14 +156,4 @@ def compiled(
     return ctypes.CDLL(str(path))
 
 # %% ../nbs/00_core.ipynb #threads
-VECTORS = dict(AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split()) # flags of the compiler, by what `torch.backends.cpu.get_cpu_capability` says
-
-def in_threads(
-    call:Callable, # of one item of each list; compiled, or it gains nothing
-    *works:Sequence, # lists of one length
-    threads:int|None=None, # at most; None: as many as torch takes
-) -> list: # what it gave, in order
-    "Threads share out the works; one thread is none but this."
-    threads = min(torch.get_num_threads() if threads is None else threads, len(works[0]))
-    if threads <= 1: return [call(*w) for w in zip(*works)]
-    with ThreadPoolExecutor(threads) as pool: return list(pool.map(call, *works))
+VECTORS = dict(AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split()) # flags of the compiler, by what `torch.backends.cpu.get_cpu_capability()` says

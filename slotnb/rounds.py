@@ -10,7 +10,7 @@ import ctypes, functools
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .core import VECTORS, SlotnbError, compiled, in_threads
+from .core import VECTORS, SlotnbError, compiled
 from .slot_attention import EPS
 
 # %% ../nbs/38_rounds.ipynb #ro-7
@@ -128,8 +128,8 @@ static long back(const Work& w, Back* p) {
     return take.at;
 }
 extern "C" void memory_of(const Work* w, long* sizes) { Kept k; Ahead a; Back b; sizes[0] = keep(*w, &k); sizes[1] = ahead(*w, &a); sizes[2] = back(*w, &b); }
-extern "C" void forward(const Work* work) {
-    const Work& w = *work; Kept p; keep(w, &p); Ahead a; ahead(w, &a);
+static void forward_one(const Work& w) {
+    Kept p; keep(w, &p); Ahead a; ahead(w, &a);
     const long np = (w.n + W - 1)/W*W, R = (long)w.b*w.k, d = w.d, k = w.k, n = w.n;
     transpose(w.w[WQ], d, d, a.wqt, d); transpose(w.w[WV], d, d, a.wvt, d); transpose(w.w[WIH], 3*d, d, a.wiht, 3*d); transpose(w.w[WHH], 3*d, d, a.whht, 3*d);
     transpose(w.w[W1], w.h, d, a.w1t, w.h); transpose(w.w[W2], d, w.h, a.w2t, d);
@@ -175,8 +175,8 @@ extern "C" void forward(const Work* work) {
     }
     memcpy(w.slots, p.s + w.rounds*R*d, R*d*4);
 }
-extern "C" void backward(const Work* work) {
-    const Work& w = *work; Kept p; keep(w, &p); Back b; back(w, &b);
+static void backward_one(const Work& w) {
+    Kept p; keep(w, &p); Back b; back(w, &b);
     const long np = (w.n + W - 1)/W*W, R = (long)w.b*w.k, T = w.rounds*R, d = w.d, k = w.k, n = w.n, h = w.h;
     transpose(w.w[WK], d, d, b.wkt, d);
     for (int i = 0; i < w.b; i++) transpose(w.x + i*n*d, n, d, b.xt + i*d*np, np);
@@ -227,6 +227,13 @@ extern "C" void backward(const Work* work) {
     add_rows(b.dsn, T, d, w.g[GS], p.ss); add_rows(b.dsn, T, d, w.g[BS]); add_rows(b.dgi, T, 3*d, w.g[BIH]); add_rows(b.dgh, T, 3*d, w.g[BHH]);
     add_rows(b.dy, T, d, w.g[GM], p.yy); add_rows(b.dy, T, d, w.g[BM]); add_rows(b.dh, T, h, w.g[B1]); add_rows(b.d_out, T, d, w.g[B2]);
 }
+// the threads share out the works
+static void each(const Work* works, int count, int threads, void (*one)(const Work&)) {
+    #pragma omp parallel for num_threads(threads) schedule(dynamic)
+    for (int i = 0; i < count; i++) one(works[i]);
+}
+extern "C" void forward(const Work* works, int count, int threads) { each(works, count, threads, forward_one); }
+extern "C" void backward(const Work* works, int count, int threads) { each(works, count, threads, backward_one); }
 '''
 
 # %% ../nbs/38_rounds.ipynb #ro-13
@@ -239,7 +246,7 @@ def _library():
     "The compiled rounds, or the reason why there are none."
     kind = torch.backends.cpu.get_cpu_capability()
     if kind not in VECTORS: return 'this processor has neither AVX2 nor AVX-512'
-    return compiled('rounds', ''.join((_PRODUCT, _POINTS, _ROUNDS)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math'])
+    return compiled('rounds', ''.join((_PRODUCT, _POINTS, _ROUNDS)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
 
 def rounds_obstacle(
     x:Tensor, # (b n d) patches
@@ -252,12 +259,11 @@ def rounds_obstacle(
     return why if isinstance(why := _library(), str) else ''
 
 # %% ../nbs/38_rounds.ipynb #ro-14
-_WORTH = 8 # images at least for a thread of their own
 _KEPT, _AHEAD, _BACK = range(3) # memory: until the way back, and within one way
 
 def _each(works, call):
-    "The threads share out the works, where there are images enough."
-    in_threads(lambda work: call(ctypes.byref(work)), works, threads=min(torch.get_num_threads(), sum(w.b for w in works)//_WORTH))
+    "Torch's threads share out the works."
+    call((_Work*len(works))(*works), len(works), min(torch.get_num_threads(), len(works)))
 
 def _memory(works, which):
     "So much for each work; the first is the largest."
@@ -274,7 +280,7 @@ class Rounds(torch.autograd.Function):
         if b%runs or params[2].shape[-1]!=d: raise SlotnbError(f'{b} images of width {d} do not fit {runs} models of width {params[2].shape[-1]}')
         x, slots, *params = (t.contiguous() for t in (x, slots, *params))
         out, logits, images, works = torch.empty_like(slots), slots.new_empty(b, k, n), b//runs, []
-        size = -(-images//max(1, min(images//_WORTH, torch.get_num_threads()//runs))) # images that go together; those of a model may be shared out
+        size = -(-images//max(1, min(images, torch.get_num_threads()//runs))) # images that go together; where there are more threads than models, a model's are shared out
         for start in (r*images + i for r in range(runs) for i in range(0, images, size)):
             w = _Work(b=min(size, images - start%images), k=k, n=n, d=d, h=h, rounds=num_iters, scale=scale, eps=eps, tiny=EPS)
             w.x, w.start, w.slots, w.logits = (t[start].data_ptr() for t in (x, slots, out, logits))

@@ -7,9 +7,10 @@ __all__ = ['tiles_obstacle', 'tiled_mse']
 
 # %% ../nbs/36_tiles.ipynb #ti-2
 import ctypes, functools
+from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import Tensor
-from .core import check_shape, compiled, has_matrix_units, in_threads
+from .core import check_shape, compiled, has_matrix_units
 
 # %% ../nbs/36_tiles.ipynb #ti-9
 _PRODUCT = r'''
@@ -300,7 +301,9 @@ def tiled_mse(
 
     bias_of_alpha, totals = alpha_bias.item(), [sums() for _ in shares]
     memories = [torch.empty(library.memory_of(k, min(size, n), h, d, len(packed) - 1), dtype=torch.bfloat16) for _ in shares]
-    in_threads(work, shares, totals, memories)
+    if len(shares)==1: work(shares[0], totals[0], memories[0])
+    else:
+        with ThreadPoolExecutor(len(shares)) as pool: list(pool.map(work, shares, totals, memories)) # ctypes lets go of Python's lock
     for other in totals[1:]: torch._foreach_add_(totals[0], other)
     squares, d_slot, d_pos, d_alpha, *d_layers = totals[0]
     return squares[0]/target.numel(), [d_slot, d_pos, d_alpha[:h], d_alpha[h], *d_layers]
