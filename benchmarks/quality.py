@@ -4,7 +4,7 @@ Real DINOv2 features of the committed scenes. Nothing is timed here, so two proc
 
 python benchmarks/quality.py [--steps 2000] [--seeds 5] [--first_seed 0] [--only default-plain default-fp32] [--out benchmarks/quality.json]
 
-With many scores compared at 95 %, one in twenty comes out worse by chance. A side that does is trained again with seeds that nobody has seen:
+With intervals of 95 %, one score in forty comes out worse by chance. A side that does is trained again with seeds that nobody has seen:
 what `--first_seed 5` makes is shown beside the first five, and with them.
 """
 import argparse, json, os, subprocess, sys

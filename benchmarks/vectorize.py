@@ -72,7 +72,7 @@ def bench_vectorize(repeats=3, runs=12, epochs=1):
     off = {name: max(abs(a/b - 1) for a, b in zip(l, last['one_after_another'])) for name, l in last.items()}
     assert max(off.values()) < 1e-3, off
     base = times['one_after_another']
-    return dict(what=f'{runs} default runs of {epochs} epochs', runs=runs, epochs=epochs, train_images=54, largest_relative_difference_of_loss=max(off.values()), sides={
+    return dict(what=f"{runs} default runs of {epochs} epoch{'s'*(epochs > 1)}", runs=runs, epochs=epochs, train_images=54, largest_relative_difference_of_loss=max(off.values()), sides={
         name: dict(processes=SIDES[name][0], threads=SIDES[name][1], run_epochs_per_second=runs*epochs/statistics.median(t), ratio=spread([b/s for b, s in zip(base, t)]))
         | spread(t) for name, t in times.items()})
 

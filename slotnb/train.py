@@ -389,18 +389,21 @@ def versions() -> dict: # library: version
 # %% ../nbs/50_train.ipynb #cell-18
 VOLATILE = ('save_dir', 'data_dir', 'device') # may differ when a run is taken up again
 
+def _holds(path, **new):
+    "Whether `run_dir` holds a run already; one that is not of these settings is refused."
+    if not path.exists(): return False
+    old = read_json(path)
+    for part in new:
+        for k, v in new[part].items():
+            if k not in VOLATILE and old.get(part, {}).get(k)!=v:
+                raise SlotnbError(f'{path.parent} holds a run with other settings ({k} {old.get(part, {}).get(k)!r} there, {v!r} here); '
+                                  f'choose another save_dir or delete that folder')
+    return True
+
 def _claim(config, record, precision):
-    "Take `run_dir` for this configuration; refuse when it holds another run."
-    path = config.run_dir/'config.json'
-    if path.exists():
-        old = read_json(path)
-        new = dict(config=asdict(config), backbone=record)
-        for part in new:
-            for k, v in new[part].items():
-                if k not in VOLATILE and old.get(part, {}).get(k)!=v:
-                    raise SlotnbError(f'{config.run_dir} holds a run with other settings ({k} {old.get(part, {}).get(k)!r} there, {v!r} here); '
-                                      f'choose another save_dir or delete that folder')
-    else: write_json(path, dict(config=asdict(config), backbone=record, versions=versions(), trained_in=precision))
+    "Take `run_dir` for this configuration."
+    path, about = config.run_dir/'config.json', dict(config=asdict(config), backbone=record)
+    if not _holds(path, **about): write_json(path, about | dict(versions=versions(), trained_in=precision))
 
 def _close(log):
     for h in log.handlers[:]: log.removeHandler(h); h.close()
@@ -595,6 +598,7 @@ def fit(
     save_every:float=10., # seconds between saved states; more often costs time, less often costs epochs after a kill
 ) -> Path: # the run's folder
     "Train, or go on with an interrupted run; a finished one is left as it is."
+    _holds(config.run_dir/'config.json', config=asdict(config)) # before features are computed for it
     data, device = prepare(config, show_progress), default_device(config.device)
     norm = Normalizer(config.normalizer, data.train.shape[-1]).fit(data.train).to(device)
     train, val = within_reach(data, norm, device)
