@@ -1,20 +1,22 @@
 """Does it still learn the same? 2,000 steps from the same weights, data order and noise, written plainly and by slotnb, paired by seed, scored once on the test scenes.
 
-Real DINOv2 features of the committed scenes. Nothing is timed here, so two processes of one thread each train at the same time.
+Real DINOv2 features of the committed scenes. Nothing is timed here, so two processes of one thread each train at the same time. One thread does the same
+every time, so `run.py` does not train the plain models again whose code, features, libraries and kind of processor are what they were (`plain_key`).
 
 python benchmarks/quality.py [--steps 2000] [--seeds 5] [--first_seed 0] [--only default-plain default-fp32] [--out benchmarks/quality.json]
 
 With intervals of 95 %, one score in forty comes out worse by chance. A side that does is trained again with seeds that nobody has seen:
 what `--first_seed 5` makes is shown beside the first five, and with them.
 """
-import argparse, json, os, subprocess, sys
+import argparse, json, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, torch
-from measure import precisions
+import slotnb
+from measure import machine, precisions
 from plain import Plain, PlainStep
-from slotnb.core import generator, write_json
+from slotnb.core import digest, generator, write_json
 from slotnb.losses import fvu
 from slotnb.metrics import evaluate_masks
 from slotnb.normalizer import Normalizer
@@ -95,16 +97,28 @@ def paired(rows, model, side, base='plain'):
     return result
 
 
-def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, first_seed=0, only=None, device='cpu'):
-    "Every side and seed, two processes at a time, eight on a GPU; bf16 where it is fast, or in a trial. `only` names sides at batch 2, as 'default-plain'."
+def plain_key(steps, device):
+    "Of all that a plain model's scores depend on, its seed left out."
+    sources = [Path(__file__), Path(__file__).with_name('plain.py'), *(Path(slotnb.__file__).with_name(f'{m}.py') for m in ('core', 'data', 'decoder', 'losses', 'metrics', 'model', 'normalizer', 'slot_attention', 'train'))]
+    data, about = prepare(TrainConfig(device=device, data_dir=DATA), False), machine()
+    return digest(*sources, *(split[:].numpy().tobytes() for split in (data.train, data.test)), [steps, device, *(about[k] for k in ('processor', 'instructions', 'torch_uses', 'gpu')), about['versions']['torch'], about['versions']['numpy']])
+
+
+def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, first_seed=0, only=None, device='cpu', before=None):
+    """Every side and seed, two processes at a time, eight on a GPU; bf16 where it is fast, or in a trial. `only` names sides at batch 2, as 'default-plain'.
+    `before` is what this gave another time, whose plain models count if all that they depend on is the same."""
     workers = 2 if device=='cpu' else 8
     torch.set_num_threads(1)
     sides = [s for s in SIDES if (s[1]!='bf16' or device!='cpu' or 'bf16' in precisions(small)) and (not only or (f'{s[0]}-{s[1]}' in only and s[2]==2))]
     numbers = list(range(first_seed, first_seed + seeds))
     prepare(TrainConfig(device=device, data_dir=DATA)) # the features are there before the processes ask
+    plain = dict(key=plain_key(steps, device), date=time.strftime('%Y-%m-%d'))
+    kept = [r for r in before['rows'] if r['side']=='plain'] if before and before.get('plain', {}).get('key')==plain['key'] else []
+    if kept: plain = before['plain']
     batched = lambda l, n: [l[i:i + n] for i in range(0, len(l), n)]
     of = lambda side: numbers if side[2]==2 else numbers[:AT_BATCH_16]
-    jobs = [(*side, group) for side in sides for group in (batched(numbers, STACK) if side[1]=='stack' else [[seed] for seed in of(side)])]
+    jobs = [(*side, group) for side in sides for group in (batched(numbers, STACK) if side[1]=='stack' else [[seed] for seed in of(side)])
+            if not any((r['model'], r['side'], r['seed'])==(*side[:2], *group) for r in kept)]
     jobs.sort(key=lambda job: (-len(job[-1]), job[1]!='plain')) # long ones first, so that nobody waits at the end
     queue = iter(jobs)
     def run(_):
@@ -118,10 +132,10 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
                 lines += json.loads(line); progress(f"{lines[-1]['model']} {lines[-1]['side']}, batch {lines[-1]['batch_size']}, seed {lines[-1]['seed']}")
         if process.wait(): raise SystemExit(f'a training process ended with exit code {process.returncode}')
         return lines
-    with ThreadPoolExecutor(workers) as pool: rows = [r for lines in pool.map(run, range(workers)) for r in lines]
+    with ThreadPoolExecutor(workers) as pool: rows = [r for lines in pool.map(run, range(workers)) for r in lines] + [r for r in kept if r['seed'] in numbers and (r['model'], 'plain', 2, 1) in sides]
     rows.sort(key=lambda r: (SIDES.index((r['model'], r['side'], r['batch_size'], r['rate'])), r['seed']))
     others = dict.fromkeys((m, s) for m, s, b, r in sides if s!='plain' and (b, r)==(2, 1) and (m, 'plain', 2, 1) in sides)
-    return dict(steps=steps, seeds=seeds, window=min(WINDOW, steps), test_scenes=24, rows=rows, paired=[paired(rows, *o) for o in others] if seeds > 1 else [])
+    return dict(steps=steps, seeds=seeds, window=min(WINDOW, steps), test_scenes=24, plain=plain, rows=rows, paired=[paired(rows, *o) for o in others] if seeds > 1 else [])
 
 
 def main():

@@ -8,7 +8,8 @@ scale       time and memory against the number of scenes, patches and slots
 
 python benchmarks/run.py [--only steps quality] [--small] [--out benchmarks/result.json]
 
-A part that is done is written at once; parts that are not asked for keep what they were.
+A part that is done is written at once; parts that are not asked for keep what they were. The plain models of `quality` are trained once: as long as their
+code, features, libraries and kind of processor are those of the file, their scores stay (`--fresh` trains them again).
 """
 import argparse, json, sys, time
 from pathlib import Path
@@ -22,28 +23,28 @@ HERE = Path(__file__).parent
 SMALL_SIZE = dict(slots=3, slot_dim=16, patches=16, hidden=24, batch=2)
 
 
-def steps(small, progress):
+def steps(small, progress, before):
     from steps import SIZES, bench_steps
-    if small: return bench_steps(3, {name: SMALL_SIZE | dict(decoder=SIZES[name]['decoder']) for name in TRAINED.values()}, progress, True)
-    return bench_steps(9, SIZES, progress)
+    if small: return bench_steps(0, {name: SMALL_SIZE | dict(decoder=SIZES[name]['decoder']) for name in TRAINED.values()}, progress, True)
+    return bench_steps(12, SIZES, progress)
 
 
-def quality(small, progress):
+def quality(small, progress, before):
     from quality import bench_quality
-    return bench_quality(*((4, 2) if small else (2000, 5)), small, progress)
+    return bench_quality(*((4, 2) if small else (2000, 5)), small, progress, before=before)
 
 
-def vectorize(small, progress):
+def vectorize(small, progress, before):
     from vectorize import bench_vectorize
     return bench_vectorize(*(2, 3, 1) if small else ())
 
 
-def extraction(small, progress):
+def extraction(small, progress, before):
     from extraction import bench_extraction
     return bench_extraction(5, small=small, progress=progress)
 
 
-def scale(small, progress):
+def scale(small, progress, before):
     from scale import figure, scale_all
     results = scale_all(*((4, 6), (16, 32, 64), (2, 4, 8), 3, 16) if small else ())
     if not small: figure(results, HERE/'scale.png')
@@ -59,6 +60,7 @@ def main():
     p.add_argument('--only', nargs='+', choices=PARTS, default=list(PARTS), metavar='PART', help=f'some of {", ".join(PARTS)}; default: all')
     p.add_argument('--threads', type=int, default=torch.get_num_threads(), help='of each side, where a part does not say its own; default: what torch takes here (%(default)s)')
     p.add_argument('--small', action='store_true', help='tiny sizes: that everything runs and both sides agree; the times mean nothing')
+    p.add_argument('--fresh', action='store_true', help='train the plain models of `quality` too where nothing that they depend on has changed')
     p.add_argument('--out', default=str(HERE/'result.json'), help='where the numbers go')
     args = p.parse_args()
     out = Path(args.out)
@@ -69,7 +71,7 @@ def main():
             about, start = machine() | dict(date=time.strftime('%Y-%m-%d')), time.perf_counter()
             about['threads'] = THREADS.get(name, args.threads)
             bar.set_description(name)
-            found = PARTS[name](args.small, lambda text: bar.set_postfix_str(text))
+            found = PARTS[name](args.small, lambda text: bar.set_postfix_str(text), None if args.fresh else result.get(name, {}).get('result'))
             result[name] = dict(machine=about, seconds=time.perf_counter() - start, small=args.small, result=found)
             write_json(out, result)
     if 'steps' in result: print(speed_table(result).to_string(), '\n')

@@ -79,14 +79,15 @@ def energy_of(f):
     return None if before is None else after - before
 
 
-def bench_size(name, size, repeats, peak):
-    "One row: step, forward pass, memory, operations; in the precisions that have a peak."
+def bench_size(name, size, seconds, peak):
+    "One row: step, forward pass, memory, operations; in the precisions that have a peak. The sides take 3 to 31 turns, as many as would take `seconds` at the peak."
     torch.set_num_threads(size.get('threads', 1))
     plain, ours, feats, noise = models(**size)
     gaps = gradient_gaps(plain, ours, feats, noise, peak)
     assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
     sides = step_sides(plain, ours, feats, noise, peak)
     memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(as_calls(f)), energy_of)) # the first of these calls makes Adam's moments
+    repeats = min(31, max(3, round(seconds/sum(count[n]/peak['bf16' if n=='bf16' else 'fp32'] for n in sides))))
     step = alternate(sides, repeats, warm=True)
     with torch.no_grad():
         forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats, warm=True)
@@ -134,13 +135,13 @@ def bench_ideas(repeats, size, names, compiled):
     return dict(size=size, times=times | kept, seconds_to_compile=seconds if '+ torch.compile' in sides else None)
 
 
-def bench_steps(repeats=9, sizes=SIZES, progress=lambda text: None, small=False):
+def bench_steps(seconds=12, sizes=SIZES, progress=lambda text: None, small=False):
     torch.set_num_threads(1) # as the papers' implementations are compared; rows for all cores say so
     names, rows = precisions(small), []
     peak = gemm_peak(names)
     for name, size in sizes.items():
         progress(name)
-        rows.append(bench_size(name, size, max(3, repeats//(3 if size['batch'] > 2 or size['patches'] > 256 or size['slots'] > 11 else 1)), peak))
+        rows.append(bench_size(name, size, seconds, peak))
     progress('ideas one by one'); torch.set_num_threads(1)
     ideas = {n: bench_ideas(3 if small else 5, sizes[n], names, compiled=n=='default model' and not small) for n in (next(iter(sizes)), 'default model')}
     return dict(gemm_peak=peak, rows=rows, ideas=ideas)

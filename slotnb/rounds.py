@@ -259,6 +259,7 @@ def rounds_obstacle(
     return why if isinstance(why := _library(), str) else ''
 
 # %% ../nbs/38_rounds.ipynb #ro-14
+_WORTH = 4 # images at least for a piece of a model: each has weights turned and gradients of its own, which for fewer images is more memory than the time is worth
 _KEPT, _AHEAD, _BACK = range(3) # memory: until the way back, and within one way
 
 def _each(works, call):
@@ -280,7 +281,7 @@ class Rounds(torch.autograd.Function):
         if b%runs or params[2].shape[-1]!=d: raise SlotnbError(f'{b} images of width {d} do not fit {runs} models of width {params[2].shape[-1]}')
         x, slots, *params = (t.contiguous() for t in (x, slots, *params))
         out, logits, images, works = torch.empty_like(slots), slots.new_empty(b, k, n), b//runs, []
-        size = -(-images//max(1, min(images, torch.get_num_threads()//runs))) # images that go together; where there are more threads than models, a model's are shared out
+        size = -(-images//max(1, min(images//_WORTH, torch.get_num_threads()//runs))) # images that go together; where there are more threads than models, a model's may be shared out
         for start in (r*images + i for r in range(runs) for i in range(0, images, size)):
             w = _Work(b=min(size, images - start%images), k=k, n=n, d=d, h=h, rounds=num_iters, scale=scale, eps=eps, tiny=EPS)
             w.x, w.start, w.slots, w.logits = (t[start].data_ptr() for t in (x, slots, out, logits))

@@ -107,7 +107,9 @@ def test_checkpoint_of_another_shape(few_scenes, tmp_path):
 
 def test_run_folder_of_other_settings(few_scenes, tmp_path):
     assert train(few_scenes, tmp_path).returncode==0
-    refused(train(few_scenes, tmp_path, '--lr', '0.01'), 'lr', '0.0004', '0.01')
+    cache = tmp_path/'empty'
+    refused(train(few_scenes, tmp_path, '--lr', '0.01', SLOTNB_CACHE=str(cache)), 'lr', '0.0004', '0.01')
+    assert not list(cache.rglob('*.safetensors')) # before features are computed for it
 
 
 def test_sweep_parameter_that_does_not_exist(tmp_path):
