@@ -7,7 +7,7 @@ __all__ = ['RECIPE', 'SCALES', 'SMALL', 'MLP', 'QUESTIONS', 'ARMS', 'CHOICES', '
            'UNMEASURED', 'STDS', 'BATCHES', 'FAILURES', 'HOME', 'CLAIMS', 'COLORS', 'PICTURES', 'NOTEBOOKS', 'winners',
            'chosen_defaults', 'feature_rows', 'temperature_rows', 'regions', 'calibration_rows', 'scene_rows',
            'object_rows', 'gflop_per_image', 'time_rows', 'Evidence', 'Verdict', 'Claim', 'claims_table', 'claims_html',
-           'ClaimsConfig', 'chosen_arms', 'measure_claims', 'build_claims']
+           'ClaimsConfig', 'chosen_arms', 'measure_claims', 'pages_of', 'build_claims']
 
 # %% ../nbs/55_claims.ipynb #cl-2
 import html, math, os, platform, time
@@ -569,6 +569,13 @@ def measure_claims(
 
 # %% ../nbs/55_claims.ipynb #cl-19
 NOTEBOOKS = tuple(f'reports/{n}.ipynb' for n in ('claims', 'collapse', 'slots', 'temperatures', 'features', 'uncertainty', 'materials'))
+_SHOWS = dict(collapse='collapse', slots='slots', temperatures='temperature', features='features') # page: the question whose arms it shows; the others show `base`
+
+def pages_of(
+    only:tuple[str, ...], # questions; empty: all
+) -> tuple[str, ...]: # notebooks
+    "The pages for which there is something to show."
+    return tuple(n for n in NOTEBOOKS if not only or _SHOWS.get(Path(n).stem, 'base') in ('base', *only))
 
 def build_claims(
     out:str|Path, # where the tables of `measure_claims` are

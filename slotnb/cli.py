@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 import tyro
-from .claims import NOTEBOOKS, ClaimsConfig, Evidence, build_claims, claims_table, measure_claims
+from .claims import NOTEBOOKS, ClaimsConfig, Evidence, build_claims, claims_table, measure_claims, pages_of
 from .core import SlotnbError
 from .diagnostics import feature_std_table
 from .feature_card import card
@@ -142,7 +142,7 @@ def run_claims(c):
     failed = measure_claims(c)
     table = claims_table(Evidence.read(c.out))
     print('\n'.join(f'{r.claim}: {r.verdict.upper()}. {r.why}' for r in table.itertuples()))
-    if c.pages: print(*build_claims(c.out, c.pages), sep='\n')
+    if c.pages: print(*build_claims(c.out, c.pages, pages_of(c.only)), sep='\n')
     _say_failed(failed)
 
 def run_report(c):

@@ -32,6 +32,20 @@ def test_training_goes_the_same_way(small):
         assert 0 <= r['mbo'] <= 1
 
 
+@pytest.mark.parametrize('fresh', [[], ['--fresh']])
+def test_plain_models_are_trained_once(small, fresh, tmp_path):
+    "They stay while nothing has changed that their scores depend on, and are trained again when somebody says so; all others are trained."
+    out, before = tmp_path/'result.json', json.loads(json.dumps(small['quality']))
+    for r in before['rows']: r['mbo'] = 2. # so that what stays can be told
+    out.write_text(json.dumps(dict(quality=dict(result=before))))
+    subprocess.run([sys.executable, str(ROOT/'benchmarks/run.py'), '--small', '--only', 'quality', '--out', str(out), *fresh], check=True, cwd=tmp_path)
+    after = json.loads(out.read_text())['quality']['result']
+    assert [r['mbo']==2 for r in after['rows']]==[r['side']=='plain' and not fresh for r in after['rows']]
+    same = [{k: v for k, v in r.items() if k!='mbo'} for r in after['rows']], [{k: v for k, v in r.items() if k!='mbo'} for r in before['rows']]
+    assert same[0]==same[1] # one thread does the same every time
+    assert after['plain']['key']==before['plain']['key']
+
+
 def test_many_runs_are_as_one_after_another(small): assert small['vectorize']['largest_relative_difference_of_loss'] < 1e-4
 
 

@@ -3,7 +3,7 @@ import json, re, shutil
 import numpy as np, pandas as pd, pytest
 from conftest import DATA, ROOT
 from slotnb import claims
-from slotnb.claims import ARMS, CLAIMS, HOLDS, NOT, NOTEBOOKS, PART, QUESTIONS, RECIPE, UNITS, UNMEASURED, ClaimsConfig, Evidence, build_claims, chosen_arms, chosen_defaults, claims_table, measure_claims, regions
+from slotnb.claims import ARMS, CLAIMS, HOLDS, NOT, NOTEBOOKS, PART, QUESTIONS, RECIPE, UNITS, UNMEASURED, ClaimsConfig, Evidence, build_claims, chosen_arms, chosen_defaults, claims_table, measure_claims, pages_of, regions
 from slotnb.core import SlotnbError
 from slotnb.study import plan_study
 from slotnb.train import TrainConfig
@@ -101,6 +101,13 @@ def test_a_small_version_of_one_claim(tmp_path, monkeypatch):
     measure_claims(config, show_progress=False)
     assert stamps()==before and len((tmp_path/'runs/seconds.txt').read_text().split())==2
     assert pd.read_csv(tmp_path/'out/runs.csv').equals(rows)
+
+
+def test_pages_are_of_the_questions_asked():
+    "A page about arms that nobody asked for would have nothing to show."
+    assert pages_of(())==NOTEBOOKS and all(q in QUESTIONS for q in ('collapse', 'slots', 'temperature', 'features'))
+    stems = lambda *only: [n.split('/')[-1].removesuffix('.ipynb') for n in pages_of(only)]
+    assert stems('slots')==['claims', 'slots', 'uncertainty', 'materials'] and stems('temperature', 'batch')==['claims', 'temperatures', 'uncertainty', 'materials']
 
 
 def test_links_to_the_evidence(tmp_path, monkeypatch):
