@@ -8,7 +8,7 @@ python benchmarks/quality.py [--steps 2000] [--seeds 5] [--first_seed 0] [--only
 With intervals of 95 %, one score in forty comes out worse by chance. A side that does is trained again with seeds that nobody has seen:
 what `--first_seed 5` makes is shown beside the first five, and with them.
 """
-import argparse, json, os, subprocess, sys, time
+import argparse, inspect, json, os, subprocess, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +31,6 @@ MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidd
 SIDES = [('default', 'plain', 2, 1), ('default', 'fp32', 2, 1), ('default', 'bf16', 2, 1), ('default', 'stack', 2, 1), ('default', 'fp32', 16, 1), ('default', 'fp32', 16, 8),
          ('mlp', 'plain', 2, 1), ('mlp', 'fp32', 2, 1), ('mlp', 'bf16', 2, 1)] # model, side, batch size, what the rate is multiplied with
 STACK = 5 # models of a stack at most
-AT_BATCH_16 = 3 # seeds at most: nothing is paired with these
 WINDOW = 100 # steps that make a point of a loss curve
 
 
@@ -99,9 +98,9 @@ def paired(rows, model, side, base='plain'):
 
 def plain_key(steps, device):
     "Of all that a plain model's scores depend on, its seed left out."
-    sources = [Path(__file__), Path(__file__).with_name('plain.py'), *(Path(slotnb.__file__).with_name(f'{m}.py') for m in ('core', 'data', 'decoder', 'losses', 'metrics', 'model', 'normalizer', 'slot_attention', 'train'))]
+    sources = [*(inspect.getsource(f).encode() for f in (stepper, train, score)), Path(__file__).with_name('plain.py'), *(Path(slotnb.__file__).with_name(f'{m}.py') for m in ('core', 'data', 'decoder', 'losses', 'metrics', 'model', 'normalizer', 'slot_attention', 'train'))]
     data, about = prepare(TrainConfig(device=device, data_dir=DATA), False), machine()
-    return digest(*sources, *(split[:].numpy().tobytes() for split in (data.train, data.test)), [steps, device, *(about[k] for k in ('processor', 'instructions', 'torch_uses', 'gpu')), about['versions']['torch'], about['versions']['numpy']])
+    return digest(*sources, *(split[:].numpy().tobytes() for split in (data.train, data.test)), [MODELS, WINDOW, steps, device, *(about[k] for k in ('processor', 'instructions', 'torch_uses', 'gpu')), about['versions']['torch'], about['versions']['numpy']])
 
 
 def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, first_seed=0, only=None, device='cpu', before=None):
@@ -115,9 +114,8 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
     plain = dict(key=plain_key(steps, device), date=time.strftime('%Y-%m-%d'))
     kept = [r for r in before['rows'] if r['side']=='plain'] if before and before.get('plain', {}).get('key')==plain['key'] else []
     if kept: plain = before['plain']
-    batched = lambda l, n: [l[i:i + n] for i in range(0, len(l), n)]
-    of = lambda side: numbers if side[2]==2 else numbers[:AT_BATCH_16]
-    jobs = [(*side, group) for side in sides for group in (batched(numbers, STACK) if side[1]=='stack' else [[seed] for seed in of(side)])
+    groups = lambda size: [numbers[i:i + size] for i in range(0, seeds, size)]
+    jobs = [(*side, group) for side in sides for group in groups(STACK if side[1]=='stack' else 1)
             if not any((r['model'], r['side'], r['seed'])==(*side[:2], *group) for r in kept)]
     jobs.sort(key=lambda job: (-len(job[-1]), job[1]!='plain')) # long ones first, so that nobody waits at the end
     queue = iter(jobs)
@@ -141,7 +139,7 @@ def bench_quality(steps=2000, seeds=5, small=False, progress=lambda text: None, 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--steps', type=int, default=2000, help='of batches of two images')
-    p.add_argument('--seeds', type=int, default=5, help=f'each side is trained with so many, {AT_BATCH_16} at most at batch 16')
+    p.add_argument('--seeds', type=int, default=5, help='each side is trained with so many')
     p.add_argument('--first_seed', type=int, default=0, help='the seeds are this one and those that follow')
     p.add_argument('--only', nargs='+', choices=dict.fromkeys(f'{m}-{s}' for m, s, _, _ in SIDES), metavar='SIDE', help='some of ' + ', '.join(dict.fromkeys(f'{m}-{s}' for m, s, _, _ in SIDES)) + ', at batch 2; default: all, also at batch 16')
     p.add_argument('--out', default='benchmarks/quality.json', help='where the numbers go')
