@@ -87,11 +87,12 @@ def bench_size(name, size, seconds, peak):
     assert all(gap['gradients'] < dict(fp32=1e-4, bf16=.1)[p] for p, gap in gaps.items()), gaps
     sides = step_sides(plain, ours, feats, noise, peak)
     memory, count, energy = ({n: look(f) for n, f in sides.items()} for look in (peak_bytes, lambda f: flops(as_calls(f)), energy_of)) # the first of these calls makes Adam's moments
-    repeats = min(31, max(3, round(seconds/sum(count[n]/peak['bf16' if n=='bf16' else 'fp32'] for n in sides))))
+    at_peak = {n: count[n]/peak['bf16' if n=='bf16' else 'fp32'] for n in sides} # seconds of one thread
+    repeats = min(31, max(3, round(seconds/sum(at_peak.values()))))
     step = alternate(sides, repeats, warm=True)
     with torch.no_grad():
         forward = alternate({'plain': lambda: plain(feats, noise), 'fp32': lambda: ours_forward(ours, feats, noise)}, repeats, warm=True)
-    share = {n: count[n]/step[n]['median']/(peak['bf16' if n=='bf16' else 'fp32']*torch.get_num_threads()) for n in sides}
+    share = {n: at_peak[n]/step[n]['median']/torch.get_num_threads() for n in sides}
     persistent = 4*sum(p.nbytes for p in plain.parameters()) # weights, gradients, two moments
     return dict(size=name, **{'threads': 1} | size, step=step, forward=forward, peak_bytes=memory, flops=count, share_of_peak=share, joules=energy, gaps=gaps,
                 weights_gradients_moments=persistent)
