@@ -62,7 +62,7 @@ def gemm_peak(names, repeats=7, rows=3584, width=1024):
         dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[name]
         a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
         out, best = torch.empty(rows, width, dtype=dtype), float('inf')
-        for multiply in (lambda: torch.mm(a, b, out=out), lambda: linear(a, b)): # two libraries in fp32 (`00_core`)
+        for multiply in (lambda: torch.mm(a, b, out=out), lambda: linear(a, b)): # two libraries in fp32 (`01_products`)
             for _ in range(repeats): start = time.perf_counter(); multiply(); best = min(best, time.perf_counter() - start)
         peak[name] = 2*rows*width*width/best
     return peak

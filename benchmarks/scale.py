@@ -3,7 +3,7 @@
 Features are random and come from a stand-in backbone through the real cache, which is deleted again. Exponents are slopes of log against log: over all
 sizes, and over the upper half, where the constant part no longer flatters.
 
-python benchmarks/scale.py [--scenes 60 200 600 2000 6000] [--out benchmarks/scale.json] [--figure benchmarks/scale.png]
+python benchmarks/scale.py [--scenes 60 200 600 6000] [--out benchmarks/scale.json] [--figure benchmarks/scale.png]
 """
 import argparse, json, os, platform, re, statistics, subprocess, sys, tempfile, threading, time
 from dataclasses import replace
@@ -17,7 +17,7 @@ from slotnb.step import TrainStep, adam
 from slotnb.train import TrainConfig, build, evaluate, fit, train_epoch
 
 MALLOC = dict(MALLOC_MMAP_THRESHOLD_='1000000') # tensors above 1 MB go back to the system when they are freed, so that peaks are the run's and not the allocator's
-SCENES, TOKENS, SLOTS = (60, 200, 600, 2000, 6000), (256, 576, 1024, 2304, 4096), (4, 8, 16, 32, 64)
+SCENES, TOKENS, SLOTS = (60, 200, 600, 6000), (256, 576, 1024, 2304, 4096), (4, 8, 16, 32, 64)
 
 
 def exponents(sizes, values, name):
