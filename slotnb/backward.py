@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from .core import check_shape
 from .products import linear, weight_gradient
-from .rounds import Rounds, rounds_obstacle
+from .rounds import Rounds, mixed_gradients, rounds_obstacle
 from .slot_attention import EPS, SlotAttention
 
 # %% ../nbs/37_backward.ipynb #bw-7
@@ -153,15 +153,20 @@ def linear_layers(
     return _Layers.apply(x, eps, torch.bfloat16 if precision=='bf16' else x.dtype, *(params.get(name + part) for name in names for part in ('weight', 'bias')))
 
 # %% ../nbs/37_backward.ipynb #bw-11
+def _mixed_calls(feats, logits, target, temperature, runs):
+    "`mixed_gradients` of `38_rounds` as calls of torch."
+    masks = (logits/temperature).softmax(1)
+    error = (masks.transpose(1, 2) @ feats).sub_(target)
+    flat = error.view(runs, -1)
+    mse = torch.linalg.vector_norm(flat, dim=1).square()/flat.shape[1] # vecdot would write the squares down
+    d_recon = error.mul_(2/flat.shape[1])
+    return mse, masks @ d_recon, _aten._softmax_backward_data(feats @ d_recon.transpose(1, 2), masks, 1, masks.dtype).div_(temperature)
+
 class _MixedMSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feats, logits, target, temperature, runs):
-        masks = (logits/temperature).softmax(1)
-        error = (masks.transpose(1, 2) @ feats).sub_(target)
-        flat = error.view(runs, -1)
-        mse = torch.linalg.vector_norm(flat, dim=1).square()/flat.shape[1] # vecdot would write the squares down
-        d_recon = error.mul_(2/flat.shape[1])
-        ctx.grads = masks @ d_recon, _aten._softmax_backward_data(feats @ d_recon.transpose(1, 2), masks, 1, masks.dtype).div_(temperature)
+        way = _mixed_calls if logits.dtype!=target.dtype or rounds_obstacle(target, 16) else mixed_gradients
+        mse, *ctx.grads = way(feats, logits, target, temperature, runs)
         return mse
 
     @staticmethod

@@ -1,4 +1,4 @@
-"Slot attention's compiled rounds: the calls of torch in single precision, for any number of slots, patches, models and threads, on both widths of registers."
+"Compiled rounds of slot attention, and the mixture of its slots: the calls of torch in single precision, for any number of slots, patches, models and threads, on both widths of registers."
 import os, subprocess, sys
 import pytest, torch
 from slotnb import backward, rounds
@@ -48,7 +48,7 @@ def test_as_exact_as_torchs_calls(b, k, n, d, h, runs, iters, threads):
 @needs_rounds
 def test_on_narrow_registers(tmp_path):
     "A processor without AVX-512 compiles its own."
-    code = 'import torch, pytest, sys; assert torch.backends.cpu.get_cpu_capability()=="AVX2"; sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "torchs_calls or alone_counts", sys.argv[1]]))'
+    code = 'import torch, pytest, sys; assert torch.backends.cpu.get_cpu_capability()=="AVX2"; sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "torchs_calls or alone_counts or nan", sys.argv[1]]))'
     done = subprocess.run([sys.executable, '-c', code, __file__], env=os.environ | dict(ATEN_CPU_CAPABILITY='avx2'), capture_output=True, text=True)
     assert done.returncode==0, done.stdout[-3000:] + done.stderr[-1000:]
 
@@ -115,3 +115,49 @@ def test_without_a_compiler_torchs_calls_are_taken(monkeypatch):
     module = SlotAttention(16); x, slots = torch.randn(1, 9, 16), torch.randn(1, 3, 16)
     got, want = attend(module, module.norm_inputs(x), slots, dict(module.named_parameters())), module(x, slots)
     torch.testing.assert_close(got[0], want.slots); assert backward.Rounds is rounds.Rounds
+
+
+def mixture(way, feats, logits, target, temperature, runs, dtype=torch.float32):
+    "MSE of each run, gradients for feats and for logits."
+    return way(*(t.to(dtype) for t in (feats, logits, target)), torch.as_tensor(temperature).to(dtype), runs)
+
+
+@needs_rounds
+@pytest.mark.parametrize('threads', [1, 2, 5])
+@pytest.mark.parametrize('b, k, n, d, runs', [(2, 11, 256, 384, 1), (1, 1, 1, 16, 1), (3, 7, 197, 48, 3), (2, 24, 63, 32, 1), (6, 5, 65, 64, 2), (4, 12, 130, 768, 4)])
+def test_mixture_is_as_exact_as_torchs_calls(b, k, n, d, runs, threads):
+    "Each image with a temperature of its own."
+    torch.manual_seed(0)
+    arguments = torch.randn(b, k, d), 3*torch.randn(b, k, n), torch.randn(b, n, d), torch.linspace(.3, 2, b)[:, None, None], runs
+    before = torch.get_num_threads(); torch.set_num_threads(threads)
+    try:
+        want = mixture(backward._mixed_calls, *arguments, dtype=torch.float64)
+        got, calls = (mixture(way, *arguments) for way in (rounds.mixed_gradients, backward._mixed_calls))
+    finally: torch.set_num_threads(before)
+    for name, a, c, x in zip(('loss', 'feats', 'logits'), got, calls, want, strict=True):
+        gap, allowed = ((y.double() - x).norm().item() for y in (a, c))
+        assert a.dtype==torch.float32 and gap < 4*allowed + 1e-6*x.norm() + 1e-7, (name, gap, allowed) # one slot alone has a gradient of rounding for its logits
+
+
+@needs_rounds
+def test_mixture_full_of_nan_does_not_disturb_the_others():
+    torch.manual_seed(0)
+    feats, logits, target = torch.randn(6, 4, 32), torch.randn(6, 4, 20), torch.randn(6, 20, 32)
+    clean = rounds.mixed_gradients(feats, logits, target, .5, 3)
+    for spoilt in (feats, logits, target):
+        kept, spoilt[2, 1, 3] = spoilt[2, 1, 3].item(), torch.nan
+        got = rounds.mixed_gradients(feats, logits, target, .5, 3); spoilt[2, 1, 3] = kept
+        assert got[0][1].isnan() and got[1][2].isnan().any() and got[2][2].isnan().any()
+        for a, b in zip(got, clean):
+            per = len(a)//3
+            torch.testing.assert_close(a[[*range(per), *range(2*per, 3*per)]], b[[*range(per), *range(2*per, 3*per)]], rtol=0, atol=0)
+
+
+@needs_rounds
+def test_mixed_mse_takes_the_compiled_mixture_where_it_can(monkeypatch):
+    taken, real = [], backward.mixed_gradients
+    monkeypatch.setattr(backward, 'mixed_gradients', lambda *a: taken.append(a) or real(*a))
+    def loss(dtype=torch.float32, d=32): return backward.mixed_mse(torch.randn(2, 3, d, dtype=dtype), torch.randn(2, 3, 9, dtype=dtype), torch.randn(2, 9, d, dtype=dtype), .5)
+    loss(); assert len(taken)==1
+    loss(torch.float64); loss(d=20); assert len(taken)==1 # double precision, no multiple of 16
+    with pytest.raises(SlotnbError, match='single precision'): rounds.mixed_gradients(torch.randn(2, 3, 16).double(), torch.randn(2, 3, 9), torch.randn(2, 9, 16))
