@@ -10,7 +10,7 @@ import ctypes, functools
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from .core import VECTORS, SlotnbError, compiled
+from .core import VECTORS, SlotnbError, check_shape, compiled
 from .slot_attention import EPS
 
 # %% ../nbs/38_rounds.ipynb #ro-7
@@ -368,19 +368,22 @@ class Rounds(torch.autograd.Function):
 def mixed_gradients(
     feats:Tensor, # (b k d) what each slot adds to the patches that it wins
     logits:Tensor, # (b k n) of slot attention
-    target:Tensor, # (b n d) features, of which `rounds_obstacle` says nothing; all three in single precision
+    target:Tensor, # (b n d) features
     temperature:float|Tensor=1., # of the masks; a number an image is (b 1 1)
     runs:int=1, # that the images belong to, in equal shares
 ) -> tuple[Tensor, Tensor, Tensor]: # MSE (runs), its gradients for feats (b k d) and for logits (b k n)
-    "What `37_backward` computes as `mixed_mse`, 64 patches at a time."
-    (b, k, n), d, library = logits.shape, feats.shape[-1], _library()
-    if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in (feats, logits, target)): raise SlotnbError('feats, logits and target must all be in single precision on the CPU')
+    "What `37_backward` computes as `mixed_mse`, 64 patches at a time, where `rounds_obstacle` has nothing against its target."
+    (b, k, n), d = logits.shape, feats.shape[-1]
+    check_shape(feats, f'{b} {k} d', 'feats'); check_shape(target, f'{b} {n} {d}', 'target')
+    if why := rounds_obstacle(target, 16): raise SlotnbError(f'the mixture is not compiled for this target: {why}')
+    if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in (feats, logits)): raise SlotnbError('feats, logits and target must all be in single precision on the CPU')
+    if b%runs: raise SlotnbError(f'{b} images are no equal shares of {runs} runs')
     feats, logits, target = (t.contiguous() for t in (feats, logits, target))
     temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(b, 1, 1).contiguous()
     squares, d_feats, d_logits = torch.empty(b, dtype=torch.float64), torch.empty_like(feats), torch.empty_like(logits)
     threads, size, count = min(torch.get_num_threads(), b), ctypes.c_long(), target.numel()//runs
-    library.memory_of_mixture(k, d, ctypes.byref(size))
+    _library().memory_of_mixture(k, d, ctypes.byref(size))
     memory = torch.empty(threads*size.value, dtype=torch.float32)
     at = lambda t: ctypes.c_void_p(t.data_ptr())
-    library.mixed(*map(at, (feats, logits, target)), b, k, n, d, at(temperatures), ctypes.c_float(2/count), *map(at, (squares, d_feats, d_logits, memory)), threads)
+    _library().mixed(*map(at, (feats, logits, target)), b, k, n, d, at(temperatures), ctypes.c_float(2/count), *map(at, (squares, d_feats, d_logits, memory)), threads)
     return (squares.view(runs, -1).sum(1)/count).float(), d_feats, d_logits

@@ -161,3 +161,14 @@ def test_mixed_mse_takes_the_compiled_mixture_where_it_can(monkeypatch):
     loss(); assert len(taken)==1
     loss(torch.float64); loss(d=20); assert len(taken)==1 # double precision, no multiple of 16
     with pytest.raises(SlotnbError, match='single precision'): rounds.mixed_gradients(torch.randn(2, 3, 16).double(), torch.randn(2, 3, 9), torch.randn(2, 9, 16))
+
+
+@needs_rounds
+def test_mixture_refuses_what_does_not_fit():
+    "Before anything is read beyond its end."
+    feats, logits, target = torch.randn(4, 3, 16), torch.randn(4, 3, 9), torch.randn(4, 9, 16)
+    for bad, match in (((feats.double(), logits, target), 'single precision'), ((feats[:2], logits, target), 'feats has shape'), ((feats[:, :2], logits, target), 'feats has shape'), ((feats, logits, target[:, :8]), 'target has shape'),
+                       ((feats, logits, target[..., :8]), 'target has shape'), ((feats[..., :10], logits, target[..., :10]), 'multiples of 16'), ((feats[:0], logits[:0], target[:0]), 'no image')):
+        with pytest.raises(SlotnbError, match=match): rounds.mixed_gradients(*bad)
+    with pytest.raises(SlotnbError, match='3 runs'): rounds.mixed_gradients(feats, logits, target, .5, 3)
+    with pytest.raises(SlotnbError, match='feats has shape'): backward.mixed_mse(feats[:, :2], logits, target)
