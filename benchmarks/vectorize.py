@@ -57,10 +57,10 @@ def bench_vectorize(repeats=3, runs=12, epochs=1):
     sides = {name: [start(*side) for _ in range(side[0])] for name, side in SIDES.items()}
     times, last = {name: [] for name in sides}, {}
     try:
-        for turn in range(repeats + 1): # the first is not counted
+        for turn in range(repeats + 1): # the first is short and not counted
             for name, processes in sides.items():
                 with tempfile.TemporaryDirectory() as folder:
-                    plan = [TrainConfig(seed=i, num_epochs=epochs, warmup_epochs=1, mask_temperature=(.5, 1.)[i%2], device='cpu', save_dir=f'{folder}/{i}') for i in range(runs)]
+                    plan = [TrainConfig(seed=i, num_epochs=epochs, warmup_epochs=1, mask_temperature=(.5, 1.)[i%2], device='cpu', save_dir=f'{folder}/{i}') for i in range(runs if turn else 2)]
                     begin = time.perf_counter()
                     for i, p in enumerate(processes): p.stdin.write(json.dumps([asdict(c) for c in plan[i::len(processes)]]) + '\n'); p.stdin.flush()
                     for p in processes: answer(p)
