@@ -84,7 +84,7 @@ def quality(name, scenes, images, seeds=(0, 1, 2)):
 
 
 def bench_extraction(
-    repeats:int=15, # how often each side runs
+    repeats:int=15, # how often each side runs; a third of that with random weights, whose time is all that counts
     batch:int=8, # images a forward pass
     threads:int|None=None, # of torch; None: as it is
     small:bool=False, # two images of the first backbone and no masks: a trial
@@ -100,7 +100,8 @@ def bench_extraction(
         for name in list(BACKBONES)[:1 if small else None]: # the values of weights do not change how long a product takes
             progress(name)
             real = ViTBackbone(name).weights if name=='dinov2_vits14' else None
-            rows.append(speed(name, 'auto' if real and real.path else 'random', images, batch, repeats, torch.get_num_threads()))
+            weights = 'auto' if real and real.path else 'random'
+            rows.append(speed(name, weights, images, batch, repeats if weights=='auto' else max(2, repeats//3), torch.get_num_threads()))
         real = rows[0]['weights']!='RANDOM WEIGHTS'
         return dict(what='extraction', backbones=rows) | (dict(quality=quality('dinov2_vits14', scenes, images)) if real and not small else {})
     finally: torch.set_num_threads(before)
@@ -123,7 +124,7 @@ def table(result) -> str:
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--repeats', type=int, default=15, help='how often each side runs')
+    p.add_argument('--repeats', type=int, default=15, help='how often each side runs; a third of that with random weights')
     p.add_argument('--batch', type=int, default=8, help='images a forward pass')
     p.add_argument('--threads', type=int, help='of torch; left out: as many as it takes by itself')
     p.add_argument('--out', default='benchmarks/extraction.json', help='where the numbers go')

@@ -41,7 +41,7 @@ def vectorize(small, progress, before):
 
 def extraction(small, progress, before):
     from extraction import bench_extraction
-    return bench_extraction(4, small=small, progress=progress)
+    return bench_extraction(9, small=small, progress=progress)
 
 
 def scale(small, progress, before):

@@ -1,6 +1,6 @@
 """Many runs at once against one after another: real training, with all its files, of default runs; the features are in memory.
 
-python benchmarks/vectorize.py [--runs 12] [--epochs 1] [--repeats 3]
+python benchmarks/vectorize.py [--runs 12] [--epochs 1] [--repeats 5]
 """
 import argparse, json, os, statistics, subprocess, sys, tempfile, time
 from dataclasses import asdict
@@ -51,7 +51,7 @@ def answer(process):
 def losses(configs): return [float((c.run_dir/'metrics.csv').read_text().splitlines()[-1].split(',')[1]) for c in configs]
 
 
-def bench_vectorize(repeats=3, runs=12, epochs=1):
+def bench_vectorize(repeats=5, runs=12, epochs=1):
     "Sides take turns in processes that were started before and wait; seconds until the last of a side's processes has answered."
     from slotnb.train import TrainConfig
     sides = {name: [start(*side) for _ in range(side[0])] for name, side in SIDES.items()}
@@ -80,7 +80,7 @@ def bench_vectorize(repeats=3, runs=12, epochs=1):
 if __name__=='__main__':
     if sys.argv[1:2]==['--worker']: worker(); sys.exit()
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    for name, default in dict(runs=12, epochs=1, repeats=3).items(): p.add_argument(f'--{name}', type=int, default=default)
+    for name, default in dict(runs=12, epochs=1, repeats=5).items(): p.add_argument(f'--{name}', type=int, default=default)
     result = bench_vectorize(**vars(p.parse_args()))
     for name, side in result['sides'].items():
         print(f"{name:18} {side['processes']} x {side['threads']} threads: {side['median']:6.2f} s, {side['run_epochs_per_second']:.2f} run-epochs/s, {side['ratio']['median']:.2f}x")
