@@ -7,6 +7,7 @@ import numpy as np, torch
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 from slotnb.core import has_bf16
+from slotnb.panels import in_panels, panel_linear, panels_obstacle
 from slotnb.products import linear
 
 
@@ -62,7 +63,11 @@ def gemm_peak(names, repeats=7, rows=3584, width=1024):
         dtype = dict(fp32=torch.float32, bf16=torch.bfloat16)[name]
         a, b = torch.randn(rows, width).to(dtype), torch.randn(width, width).to(dtype)
         out, best = torch.empty(rows, width, dtype=dtype), float('inf')
-        for multiply in (lambda: torch.mm(a, b, out=out), lambda: linear(a, b)): # two libraries in fp32 (`01_products`)
+        ways = [lambda: torch.mm(a, b, out=out), lambda: linear(a, b)] # two libraries in fp32 (`01_products`), and what slotnb compiles (`39_panels`)
+        if name=='fp32' and not panels_obstacle(width, width):
+            panels, bias = in_panels(a), torch.zeros(width)
+            ways.append(lambda: panel_linear(panels, b, bias))
+        for multiply in ways:
             for _ in range(repeats): start = time.perf_counter(); multiply(); best = min(best, time.perf_counter() - start)
         peak[name] = 2*rows*width*width/best
     return peak

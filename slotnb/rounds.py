@@ -14,15 +14,15 @@ from .core import VECTORS, SlotnbError, check_shape, compiled
 from .slot_attention import EPS
 
 # %% ../nbs/38_rounds.ipynb #ro-7
-_PRODUCT = r'''
+_REGISTERS = r'''
 #include <cmath>
 #include <cstring>
 #include <initializer_list>
 #include <utility>
 #ifdef __AVX512F__
-enum { W=16, TILE=6, WIDE=4 }; // numbers of a register, rows of a tile, its registers: 24 sums stay where they are
+enum { W=16 }; // numbers of a register
 #else
-enum { W=8, TILE=4, WIDE=3 };
+enum { W=8 };
 #endif
 typedef float vec __attribute__((vector_size(W*4)));
 typedef int ivec __attribute__((vector_size(W*4)));
@@ -30,7 +30,30 @@ static inline vec load(const float* p) { vec v; memcpy(&v, p, sizeof v); return 
 static inline void store(float* p, vec v) { memcpy(p, &v, sizeof v); }
 static inline vec all(float x) { return x - vec{}; }
 static inline float sum(vec v) { float s = 0; for (int i = 0; i < W; i++) s += v[i]; return s; }
+// by turns a number of a and one of b, beginning at `from` of both
+template<int from, int... i> static inline vec zip(vec a, vec b, std::integer_sequence<int, i...>) { return vec{(i%2 ? b : a)[from + i/2]...}; }
+// (rows cols) -> (cols ld), zero behind the rows; cols and ld in whole registers. A square of W rows is turned by zipping its upper half with its lower log2(W) times
+static void transpose(const float* x, int rows, int cols, float* to, long ld) {
+    const std::make_integer_sequence<int, W> each;
+    for (int i0 = 0; i0 < rows; i0 += W) for (int j0 = 0; j0 < cols; j0 += W) {
+        vec a[W], b[W];
+        for (int i = 0; i < W; i++) a[i] = i0 + i < rows ? load(x + (long)(i0 + i)*cols + j0) : vec{};
+        for (int times = 1; times < W; times *= 2) {
+            for (int i = 0; i < W/2; i++) { b[2*i] = zip<0>(a[i], a[i + W/2], each); b[2*i + 1] = zip<W/2>(a[i], a[i + W/2], each); }
+            memcpy(a, b, sizeof a);
+        }
+        for (int j = 0; j < W; j++) store(to + (j0 + j)*ld + i0, a[j]);
+    }
+}
+'''
 
+# %% ../nbs/38_rounds.ipynb #ro-7b
+_PRODUCT = r'''
+#ifdef __AVX512F__
+enum { TILE=6, WIDE=4 }; // rows of a tile, its registers: 24 sums stay where they are
+#else
+enum { TILE=4, WIDE=3 };
+#endif
 struct To { float* c; long ld; const float* bias; int add; };
 template<int R, int V> static void tile(int inner, const float* a, long ai, long ak, const float* b, long ldb, const To& to, int i, int j) {
     vec acc[R][V]; float* c = to.c + i*to.ld + j;
@@ -59,21 +82,6 @@ static void product(int rows, int cols, int inner, const float* a, long ai, long
         case 5: columns<5>(cols, inner, a, ai, ak, b, ldb, to, i); break;
         case 6: columns<6>(cols, inner, a, ai, ak, b, ldb, to, i);
 #endif
-    }
-}
-// by turns a number of a and one of b, beginning at `from` of both
-template<int from, int... i> static inline vec zip(vec a, vec b, std::integer_sequence<int, i...>) { return vec{(i%2 ? b : a)[from + i/2]...}; }
-// (rows cols) -> (cols ld), zero behind the rows; cols and ld in whole registers. A square of W rows is turned by zipping its upper half with its lower log2(W) times
-static void transpose(const float* x, int rows, int cols, float* to, long ld) {
-    const std::make_integer_sequence<int, W> each;
-    for (int i0 = 0; i0 < rows; i0 += W) for (int j0 = 0; j0 < cols; j0 += W) {
-        vec a[W], b[W];
-        for (int i = 0; i < W; i++) a[i] = i0 + i < rows ? load(x + (long)(i0 + i)*cols + j0) : vec{};
-        for (int times = 1; times < W; times *= 2) {
-            for (int i = 0; i < W/2; i++) { b[2*i] = zip<0>(a[i], a[i + W/2], each); b[2*i + 1] = zip<W/2>(a[i], a[i + W/2], each); }
-            memcpy(a, b, sizeof a);
-        }
-        for (int j = 0; j < W; j++) store(to + (j0 + j)*ld + i0, a[j]);
     }
 }
 '''
@@ -300,7 +308,7 @@ def _library():
     "The compiled rounds, or the reason why there are none."
     kind = torch.backends.cpu.get_cpu_capability()
     if kind not in VECTORS: return 'this processor has neither AVX2 nor AVX-512'
-    return compiled('rounds', ''.join((_PRODUCT, _POINTS, _ROUNDS, _MIXTURE)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
+    return compiled('rounds', ''.join((_REGISTERS, _PRODUCT, _POINTS, _ROUNDS, _MIXTURE)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
 
 def rounds_obstacle(
     x:Tensor, # (b n d) patches

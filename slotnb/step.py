@@ -16,6 +16,7 @@ from .core import SlotnbError, check_shape
 from .decoder import AttentionDecoder, MLPDecoder
 from .losses import feature_mse, slot_cosine
 from .model import SlotAutoencoder
+from .panels import paneled_mse, panels_obstacle
 from .products import linear, weight_gradient
 from .tiles import tiled_mse, tiles_obstacle
 
@@ -29,13 +30,19 @@ def _add_gradients(weight, bias, grad, rows):
     weight_gradient(grad, rows, weight)
     bias += grad.sum(0, dtype=bias.dtype)
 
+def _compiled_way(slot_part, target, dtype):
+    "What does a block's arithmetic on this processor in one call, or None."
+    if slot_part.device.type!='cpu' or not slot_part.dtype==target.dtype==torch.float32: return None
+    way, obstacle = (paneled_mse, panels_obstacle) if dtype==torch.float32 else (tiled_mse, tiles_obstacle)
+    return None if obstacle(slot_part.shape[-1], target.shape[-1]) else way
+
 # %% ../nbs/34_step.ipynb #30aa0100
 class _BlockedMSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, block_rows, dtype, *layers):
         (b, k, h), n, d, own = slot_part.shape, len(pos_part), target.shape[-1], slot_part.dtype
-        if dtype!=own==torch.float32 and slot_part.device.type=='cpu' and not tiles_obstacle(h, d):
-            mse, ctx.grads = tiled_mse(slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, *filter(None, [block_rows]))
+        if way := _compiled_way(slot_part, target, dtype):
+            mse, ctx.grads = way(slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, *filter(None, [block_rows]))
             return mse
         *hidden, last = [(w.to(dtype), v.to(dtype)) for w, v in zip(layers[::2], layers[1::2])]
         *d_hidden, d_last = [(torch.zeros_like(w), torch.zeros_like(v)) for w, v in zip(layers[::2], layers[1::2])]

@@ -9,7 +9,7 @@ ALLOWED = dict(
     core='', products='core', physics='core', render='core physics', data='core', plots='core', metrics='core', refine='core', baselines='core', normalizer='core', losses='core',
     images='core data', shards='core data images', video='core data images', movi='core data', formats='core data plots images shards video movi',
     weights='core', fused='core products', backbones='core weights fused', slot_attention='core', diagnostics='core losses normalizer', decoder='core slot_attention',
-    features='core backbones data', model='core slot_attention decoder', tiles='core', rounds='core slot_attention', backward='core products rounds slot_attention', step='core backward decoder losses model products tiles', stack='backward decoder losses model step',
+    features='core backbones data', model='core slot_attention decoder', tiles='core', rounds='core slot_attention', panels='core rounds', backward='core products rounds slot_attention', step='core backward decoder losses model panels products tiles', stack='backward decoder losses model step',
     feature_card='core data plots metrics baselines diagnostics normalizer features backbones',
     train='core data formats weights backbones features normalizer losses metrics refine diagnostics model slot_attention step',
     vectorize='core normalizer stack step train', sweep='core backbones features metrics refine baselines train vectorize', report='core metrics plots refine train',
