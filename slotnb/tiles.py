@@ -257,6 +257,8 @@ def tiles_obstacle(
     return f'its widths {hidden_dim} and {feat_dim} are no multiples of 32' if hidden_dim%32 or feat_dim%32 else ''
 
 # %% ../nbs/36_tiles.ipynb #ti-17
+_SHARE = 1024 # pairs of slot and patch for a thread, at least: each has sums of its own, as large as the weights, and they have to be added up
+
 class _Layer(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ('ahead', 'back', 'bias', 'd_weight', 'd_bias')] + [('n', ctypes.c_int), ('k', ctypes.c_int)]
 
@@ -285,7 +287,7 @@ def tiled_mse(
     "The MLP broadcast decoder forward and backward in bfloat16, on the processor's matrix units; the threads share out the blocks."
     (b, k, h), (n, d) = check_shape(slot_part, 'b k h', 'slot_part'), check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:]
     slot_part, pos_part, alpha_weight, target, *layers = (t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers))
-    library, packed, threads = _library(), [_packed(w) for w in layers[::2]], torch.get_num_threads()
+    library, packed, threads = _library(), [_packed(w) for w in layers[::2]], min(torch.get_num_threads(), -(-b*k*n//_SHARE))
     size = max(32, min(-(-n//32), block_rows//threads//k//32)*32)
     blocks = [(i, start) for i in range(b) for start in range(0, n, size)]
     shares = [blocks[i::threads] for i in range(min(len(blocks), threads))]
