@@ -9,8 +9,8 @@ __all__ = ['panels_obstacle', 'paneled_mse', 'in_panels', 'panel_linear']
 import ctypes, functools
 import torch
 from torch import Tensor
-from .core import VECTORS, SlotnbError, check_shape, compiled
-from .rounds import _POINTS, _REGISTERS
+from .core import SlotnbError, check_shape
+from .rounds import _POINTS, _REGISTERS, _check_single, _for_registers
 
 # %% ../nbs/39_panels.ipynb #pa-8
 _PRODUCTS = r'''
@@ -185,9 +185,7 @@ extern "C" void blocks(const Work* w) {
 @functools.lru_cache
 def _library():
     "The compiled blocks, or the reason why there are none."
-    kind = torch.backends.cpu.get_cpu_capability()
-    if kind not in VECTORS: return 'this processor has neither AVX2 nor AVX-512'
-    library = compiled('panels', ''.join((_REGISTERS, _POINTS, _PRODUCTS, _BLOCK)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
+    library = _for_registers('panels', _REGISTERS, _POINTS, _PRODUCTS, _BLOCK)
     if not isinstance(library, str): library.memory_of.restype = ctypes.c_long
     return library
 
@@ -207,9 +205,6 @@ class _Work(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ('slot', 'pos', 'alpha', 'target', 'd_slot', 'd_pos', 'd_alpha', 'memory', 'squares', 'layers')] \
         + [(n, ctypes.c_int) for n in ('depth', 'b', 'k', 'n', 'h', 'd', 'size', 'threads')] + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')]
 
-def _check_single(*tensors):
-    if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in tensors): raise SlotnbError('what goes in panels must all be in single precision on the CPU')
-
 # %% ../nbs/39_panels.ipynb #pa-13
 def paneled_mse(
     slot_part:Tensor, # (b k h) float32, the first layer's share of each slot, its bias included
@@ -224,7 +219,7 @@ def paneled_mse(
     "The MLP broadcast decoder forward and backward in single precision, in panels, where `panels_obstacle` has nothing against its widths; the threads share out each product."
     (b, k, h), (n, d) = check_shape(slot_part, 'b k h', 'slot_part'), check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:]
     if why := panels_obstacle(h, d): raise SlotnbError(f'the decoder does not go in panels: {why}')
-    _check_single(slot_part, pos_part, alpha_weight, target, *layers)
+    _check_single('what goes in panels', slot_part, pos_part, alpha_weight, target, *layers)
     slot_part, pos_part, alpha_weight, target, *layers = (t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers))
     size = -(-n//min(n, -(-b*k*n//(block_rows or min(4096, 2**20//h))))) # blocks of equal size
     squares, d_slot, d_pos, d_alpha, *d_layers = map(torch.zeros_like, (alpha_weight.new_empty(1, dtype=torch.float64), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers))
@@ -252,7 +247,7 @@ def panel_linear(
     "A linear layer and a ReLU, as a block has them."
     i, m, p = check_shape(panels, 'i m p', 'panels')
     if why := panels_obstacle(len(weight), i*p): raise SlotnbError(f'the layer does not go in panels: {why}')
-    check_shape(panels, f'i m {_library().panel()}', 'panels'); check_shape(weight, f'o {i*p}', 'weight'); check_shape(bias, f'{len(weight)}', 'bias'); _check_single(panels, weight, bias)
+    check_shape(panels, f'i m {_library().panel()}', 'panels'); check_shape(weight, f'o {i*p}', 'weight'); check_shape(bias, f'{len(weight)}', 'bias'); _check_single('what goes in panels', panels, weight, bias)
     panels, weight, bias = (t.detach().contiguous() for t in (panels, weight, bias))
     threads = torch.get_num_threads()
     out, packed = panels.new_empty(len(weight)//p, m, p), panels.new_empty(threads*p*i*p)

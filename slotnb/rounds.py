@@ -303,12 +303,17 @@ class _Work(ctypes.Structure):
     _fields_ = [('x', ctypes.c_void_p), ('start', ctypes.c_void_p), ('w', ctypes.c_void_p*15), *((n, ctypes.c_void_p) for n in ('slots', 'logits', 'd_slots', 'd_logits', 'dx', 'd_start')),
                 ('g', ctypes.c_void_p*15), ('kept', ctypes.c_void_p), ('scratch', ctypes.c_void_p), *((n, ctypes.c_int) for n in ('b', 'k', 'n', 'd', 'h', 'rounds')), *((n, ctypes.c_float) for n in ('scale', 'eps', 'tiny'))]
 
-@functools.lru_cache
-def _library():
-    "The compiled rounds, or the reason why there are none."
+def _for_registers(name, *sources):
+    "A library for the widest registers of this processor, or the reason why there is none."
     kind = torch.backends.cpu.get_cpu_capability()
     if kind not in VECTORS: return 'this processor has neither AVX2 nor AVX-512'
-    return compiled('rounds', ''.join((_REGISTERS, _PRODUCT, _POINTS, _ROUNDS, _MIXTURE)), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
+    return compiled(name, ''.join(sources), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
+
+def _check_single(names, *tensors):
+    if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in tensors): raise SlotnbError(f'{names} must all be in single precision on the CPU')
+
+@functools.lru_cache
+def _library(): return _for_registers('rounds', _REGISTERS, _PRODUCT, _POINTS, _ROUNDS, _MIXTURE)
 
 def rounds_obstacle(
     x:Tensor, # (b n d) patches
@@ -339,7 +344,7 @@ class Rounds(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, slots, num_iters, scale, eps, *params): # (b n d), (b k d), weights in the order of `attend` -> slots (b k d), logits (b k n)
         (b, k, d), n, h, runs = slots.shape, x.shape[1], params[11].shape[-2], len(params[2]) if params[2].ndim==3 else 1
-        if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in (x, slots, *params)): raise SlotnbError('patches, slots and weights must all be in single precision on the CPU')
+        _check_single('patches, slots and weights', x, slots, *params)
         if b%runs or params[2].shape[-1]!=d: raise SlotnbError(f'{b} images of width {d} do not fit {runs} models of width {params[2].shape[-1]}')
         x, slots, *params = (t.contiguous() for t in (x, slots, *params))
         out, logits, images, works = torch.empty_like(slots), slots.new_empty(b, k, n), b//runs, []
@@ -384,7 +389,7 @@ def mixed_gradients(
     (b, k, n), d = logits.shape, feats.shape[-1]
     check_shape(feats, f'{b} {k} d', 'feats'); check_shape(target, f'{b} {n} {d}', 'target')
     if why := rounds_obstacle(target, 16): raise SlotnbError(f'the mixture is not compiled for this target: {why}')
-    if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in (feats, logits)): raise SlotnbError('feats, logits and target must all be in single precision on the CPU')
+    _check_single('feats, logits and target', feats, logits)
     if b%runs: raise SlotnbError(f'{b} images are no equal shares of {runs} runs')
     feats, logits, target = (t.contiguous() for t in (feats, logits, target))
     temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(b, 1, 1).contiguous()
