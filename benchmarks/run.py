@@ -24,9 +24,9 @@ SMALL_SIZE = dict(slots=3, slot_dim=16, patches=16, hidden=24, batch=2)
 
 
 def steps(small, progress, before):
-    from steps import SIZES, bench_steps
-    if small: return bench_steps(0, {name: SMALL_SIZE | dict(decoder=SIZES[name]['decoder']) for name in TRAINED.values()}, progress, True)
-    return bench_steps(8, SIZES, progress)
+    from steps import AFTER_TRAINING, SIZES, bench_steps
+    if small: return bench_steps(0, {name: SMALL_SIZE | dict(decoder=SIZES[name]['decoder']) for name in TRAINED.values()}, (AFTER_TRAINING[0], SMALL_SIZE | dict(decoder='mlp', trained=2)), progress, True)
+    return bench_steps(8, progress=progress)
 
 
 def quality(small, progress, before):

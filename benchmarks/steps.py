@@ -1,15 +1,19 @@
 """A step of training and a forward pass: slotnb against the same equations written plainly, both from the same weights, in turns, in one process.
 
-Called by run.py. FLOPs are those of matrix products; share_of_peak is what is left of the fastest matrix product measured in the same minute. One thread, unless a row says otherwise.
+Called by run.py. FLOPs are those of whole matrix products; share_of_peak is what is left of the fastest matrix product measured in the same minute, and above 1 where products with zeros
+are left out (`39_panels`). One thread, unless a row says otherwise. Weights are drawn and features are noise, but in the row that says otherwise.
 """
 import contextlib, copy, json, os, shutil, subprocess, sys, time
 from unittest.mock import patch
 import torch
 from measure import ENERGY, alternate, flops, gemm_peak, joules, peak_bytes, precisions
 from plain import Plain, PlainStep
+from quality import DATA
 from slotnb.model import SlotAutoencoder
+from slotnb.normalizer import Normalizer
 from slotnb.rounds import rounds_obstacle
 from slotnb.step import TrainStep, adam, step_losses
+from slotnb.train import TrainConfig, prepare
 from slotnb.vectorize import KEEP_MEMORY
 
 PAPERS = dict(slots=7, slot_dim=256, patches=256, hidden=1024, batch=2, decoder='mlp')
@@ -25,16 +29,23 @@ SIZES = { # one a row of the table
     'papers, batch 2, all cores': PAPERS | dict(threads=os.cpu_count()),
     'default model, all cores': dict(slots=11, slot_dim=128, patches=256, hidden=512, batch=2, decoder='attention', threads=os.cpu_count()),
 }
+AFTER_TRAINING = 'papers, batch 2, after training', PAPERS | dict(trained=135) # steps on DINOv2's features of the committed scenes, five epochs: what a training meets, not a beginning
 FEAT_DIM, LR, DIVERSITY, CLIP, TEMPERATURE = 384, 4e-4, .1, 1., .5
 
 
-def models(slots, slot_dim, patches, hidden, batch, decoder, threads=1):
-    "Both sides' models with the same weights, and data for a step."
+def models(slots, slot_dim, patches, hidden, batch, decoder, threads=1, trained=0):
+    "Both sides' models with the same weights, and data for a step; both of a training that is `trained` steps old."
     torch.manual_seed(0)
     ours = SlotAutoencoder(FEAT_DIM, patches, slots, slot_dim, decoder=decoder, hidden_dim=hidden, mask_temperature=TEMPERATURE)
     plain = Plain(FEAT_DIM, patches, slot_dim, decoder, hidden, TEMPERATURE)
+    feats, noise = torch.randn(batch, patches, FEAT_DIM), torch.randn(batch, slots, slot_dim)
+    if trained:
+        config = TrainConfig(device='cpu', data_dir=DATA)
+        scenes, step = Normalizer(config.normalizer)(prepare(config, False).train[:])[:, :patches], TrainStep(ours, adam(ours.parameters(), LR), DIVERSITY, CLIP)
+        for _ in range(trained): feats = scenes[torch.randperm(len(scenes))[:batch]]; step(feats, torch.randn_like(noise), LR)
+        ours.zero_grad()
     plain.load_state_dict(ours.state_dict())
-    return plain, ours, torch.randn(batch, patches, FEAT_DIM), torch.randn(batch, slots, slot_dim)
+    return plain, ours, feats, noise
 
 
 def gradient_gaps(plain, ours, feats, noise, names):
@@ -136,11 +147,11 @@ def bench_ideas(repeats, size, names, compiled):
     return dict(size=size, times=times | kept, seconds_to_compile=seconds if '+ torch.compile' in sides else None)
 
 
-def bench_steps(seconds=8, sizes=SIZES, progress=lambda text: None, small=False):
+def bench_steps(seconds=8, sizes=SIZES, later=AFTER_TRAINING, progress=lambda text: None, small=False):
     torch.set_num_threads(1) # as the papers' implementations are compared; rows for all cores say so
     names, rows = precisions(small), []
     peak = gemm_peak(names)
-    for name, size in sizes.items():
+    for name, size in (*sizes.items(), later):
         progress(name)
         rows.append(bench_size(name, size, seconds, peak))
     progress('ideas one by one'); torch.set_num_threads(1)

@@ -31,10 +31,10 @@ def _add_gradients(weight, bias, grad, rows):
     bias += grad.sum(0, dtype=bias.dtype)
 
 def _compiled_way(slot_part, target, dtype):
-    "What does a block's arithmetic on this processor in one call, or None."
+    "What does a block's arithmetic on this processor in one call, or None. Panels multiply in single precision, where there are no matrix units for less."
     if slot_part.device.type!='cpu' or not slot_part.dtype==target.dtype==torch.float32: return None
-    way, obstacle = (paneled_mse, panels_obstacle) if dtype==torch.float32 else (tiled_mse, tiles_obstacle)
-    return None if obstacle(slot_part.shape[-1], target.shape[-1]) else way
+    ways = ((tiled_mse, tiles_obstacle),)*(dtype==torch.bfloat16) + ((paneled_mse, panels_obstacle),)
+    return next((way for way, obstacle in ways if not obstacle(slot_part.shape[-1], target.shape[-1])), None)
 
 # %% ../nbs/34_step.ipynb #30aa0100
 class _BlockedMSE(torch.autograd.Function):
@@ -88,7 +88,7 @@ def blocked_mse(
     decoder:MLPDecoder, # its parameters receive gradients
     slots:Tensor, # (b k d)
     target:Tensor, # (b n d) features; gets no gradient
-    precision:str='fp32', # 'fp32', or 'bf16' for the matrix products; sums stay in the parameters' own precision
+    precision:str='fp32', # 'fp32', or 'bf16' for the matrix products, if that is faster here; sums stay in the parameters' own precision
     block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer, 4096 at most (1024 on matrix units), 32768 on a GPU
 ) -> Tensor: # scalar, `feature_mse(decoder(slots).recon, target)`
     "The MLP broadcast decoder's loss, its gradients computed on the way: time of the matrix products, memory of one block."

@@ -57,9 +57,10 @@ def test_gradients_of_double_precision(shape, rows, threads):
 def test_they_are_taken_where_they_can_be(monkeypatch):
     taken, own = [], panels.paneled_mse
     monkeypatch.setattr(step, 'paneled_mse', lambda *a: taken.append(1) or own(*a))
-    def loss(decoder, slots, target): return gradients(blocked_mse, decoder, slots, target)
+    def loss(decoder, slots, target, precision='fp32'): return gradients(lambda *a: blocked_mse(*a, precision), decoder, slots, target)
     decoder, *data = case(1, 3, 9, 64, 64)
     by_panels = loss(decoder, *data); assert len(taken)==1
+    if step.tiles_obstacle(64, 64): assert all(a.equal(b) for a, b in zip(loss(decoder, *data, 'bf16'), by_panels)); assert len(taken)==2; taken.pop() # no matrix units for bfloat16
     loss(copy.deepcopy(decoder).double(), *(t.double() for t in data)); loss(*case(1, 3, 9, 40, 64)); loss(*case(1, 3, 9, 64, 40)); assert len(taken)==1 # double precision, odd widths
     monkeypatch.setattr(panels, '_library', lambda: 'there is no C++ compiler (g++ or clang++)')
     assert 'no C++ compiler' in panels.panels_obstacle(64, 64)
@@ -84,19 +85,41 @@ def test_a_nan_is_seen():
 
 
 @needs_panels
-def test_a_layer_by_itself():
+@pytest.mark.parametrize('kept', [0, .02, .5, 1])
+def test_a_layer_by_itself(kept):
+    "What is left out for its zeros changes no bit."
     torch.manual_seed(0)
     wide = panels._library().panel()
-    for threads, (rows, i, o) in zip((1, 2, 5), ((1, wide, wide), (50, 2*wide, 3*wide), (61, wide, wide))):
-        x, weight, bias = torch.randn(rows, i), torch.randn(o, i), torch.randn(o)
+    for threads, (rows, i, o) in zip((1, 2, 5), ((1, wide, wide), (50, 2*wide, 3*wide), (61, 5*wide, wide))):
+        x, weight, bias = torch.randn(rows, i)*(torch.rand(rows, i) < kept), torch.randn(o, i), torch.randn(o)
         got = with_threads(threads, panels.panel_linear, panels.in_panels(x), weight, bias)
+        assert got.equal(with_threads(threads, panels.panel_linear, panels.in_panels(x), weight, bias, False))
         torch.testing.assert_close(got.transpose(0, 1).reshape(rows, o), linear(x, weight, bias, relu=True), rtol=1e-4, atol=1e-4)
+
+
+@needs_panels
+@pytest.mark.parametrize('threads', [1, 3])
+@pytest.mark.parametrize('zeros', ['of slots', 'of numbers', 'none', 'all of a layer', 'all but a unit'])
+def test_gradients_wherever_zeros_are(zeros, threads):
+    "Patches of a slot have zeros in common, or have not, or none, or nothing else; more of them than go together; widths that are five panels."
+    wide = 5*panels._library().panel()
+    decoder, slots, target = case(2, 3, 200, wide, wide)
+    with torch.no_grad():
+        if zeros=='of numbers': decoder.pos += 3*torch.randn_like(decoder.pos)
+        if zeros=='none':
+            for layer in (decoder.first, *decoder.hidden): layer.bias += 100
+        if zeros in ('all of a layer', 'all but a unit'): decoder.hidden[0].bias -= 1000
+        if zeros=='all but a unit': decoder.hidden[0].bias[wide//2] += 2000
+    want = exact(decoder, slots, target)
+    got = with_threads(threads, gradients, blocked_mse, decoder, slots, target)
+    calls = gradients(lambda d, s, t: feature_mse(d(s).recon, t), decoder, slots, target)
+    for a, b, c in zip(got, want, calls): assert (a - b).norm() <= 4*(c - b).norm() + 2e-6*b.norm() + 1e-8
 
 
 @needs_panels
 def test_on_narrow_registers():
     "A processor without AVX-512 compiles its own."
-    code = 'import torch, pytest, sys; assert torch.backends.cpu.get_cpu_capability()=="AVX2"; sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "double_precision or nan or by_itself", sys.argv[1]]))'
+    code = 'import torch, pytest, sys; assert torch.backends.cpu.get_cpu_capability()=="AVX2"; sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "double_precision or nan or by_itself or zeros_are", sys.argv[1]]))'
     done = subprocess.run([sys.executable, '-c', code, __file__], env=os.environ | dict(ATEN_CPU_CAPABILITY='avx2'), capture_output=True, text=True)
     assert done.returncode==0, done.stdout[-3000:] + done.stderr[-1000:]
 
