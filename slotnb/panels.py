@@ -27,9 +27,8 @@ static inline unsigned nonzero(vec x) {
 #endif
 }
 static inline void note(const vec (&x)[VECS], word* some, int rows, int row, int j) { // of a row in the panel from column j on
-    typedef std::conditional_t<PANEL==64, word, uint16_t> part; part b = 0;
-    for (int v = 0; v < VECS; v++) b |= (part)nonzero(x[v]) << v*W;
-    ((part*)(some + (long)(j/64)*rows + row))[j%64/PANEL] = b;
+    word b = 0; for (int v = 0; v < VECS; v++) b |= (word)nonzero(x[v]) << v*W;
+    memcpy((char*)(some + (long)(j/64)*rows + row) + j%64/8, &b, PANEL/8);
 }
 template<class F> static void share(int threads, int n, F f) {
     #pragma omp parallel for num_threads(threads) schedule(static)
@@ -85,7 +84,7 @@ static auto straight(const float* weight, int inner, int cols) {        // x wei
         for (int v = 0; v < PANEL; v += W) store(to + r*PANEL + v, load(weight + (long)r*cols + j + v));
     } };
 }
-// total (n k) += g^T x, both in panels; `some`: where g is not zero. The patches of a slot, 64 at a time, leave out the columns that are zero in all of them
+// total (n k) += g^T x, both in panels; `some`: where g is not zero. The patches of a slot, a group of them at a time, leave out the columns that are zero in all of them
 static long strips(int n) { return (GROUP + 1l)*n; }                    // room for n columns and their numbers
 static void outer(int threads, const float* g, const word* some, const float* x, int slots, int m, int n, int k, float* total, float* memory) {
     const int rows = slots*m, pieces = (m + GROUP - 1)/GROUP;           // of a slot's patches
@@ -139,18 +138,18 @@ struct Layer { const float *weight, *bias; float *d_weight, *d_bias; };  // the 
 struct Work {
     const float *slot, *pos, *alpha, *target;                            // (b*k h), (n h), (h), (b n d)
     float *d_slot, *d_pos, *d_alpha, *memory; double* squares;
-    const Layer* layers; int depth, b, k, n, h, d, size, threads; float alpha_bias, temperature, scale; // depth: hidden layers; size: patches of a block
+    const Layer* layers; int depth, b, k, n, h, d, images, size, threads; float alpha_bias, temperature, scale; // depth: hidden layers; images and patches of a block
 };
 struct Room { float *acts[16], *mix, *d_mix, *d_recon, *masks, *d_masks, *dots, *packed; word* some[16]; }; // some: of each layer's activations, and of their gradient
 static long lay(const Work& w, Room* r) {                                // where things lie, and how many numbers they take
-    const long pairs = (long)w.b*w.size, rows = w.k*pairs, mp = (w.size + W - 1)/W*W, wide = w.h > w.d ? w.h : w.d; long at = 0;
+    const long pairs = (long)w.images*w.size, rows = w.k*pairs, mp = (w.size + W - 1)/W*W, wide = w.h > w.d ? w.h : w.d; long at = 0;
     auto take = [&](float*& to, long n) { to = w.memory + at; at += (n + 15)/16*16; };
     for (int l = 0; l <= w.depth; l++) { float* to; take(r->acts[l], rows*w.h); take(to, (w.h + 63)/64*rows*2); r->some[l] = (word*)to; }
-    take(r->mix, pairs*w.h); take(r->d_mix, pairs*w.h); take(r->d_recon, pairs*w.d); take(r->masks, w.b*w.k*mp); take(r->d_masks, w.b*w.k*mp); take(r->dots, rows*(w.h/PANEL > W ? w.h/PANEL : W));
+    take(r->mix, pairs*w.h); take(r->d_mix, pairs*w.h); take(r->d_recon, pairs*w.d); take(r->masks, w.images*w.k*mp); take(r->d_masks, w.images*w.k*mp); take(r->dots, rows*(w.h/PANEL > W ? w.h/PANEL : W));
     const long a = w.threads*PANEL*wide, b = w.threads*strips(wide/w.threads + 1); take(r->packed, a > b ? a : b);
     return at;
 }
-static void block(const Work& w, const Room& f, int from, int m) {       // forward and backward of m patches of all images; rows: the patches of a slot beside each other
+static void block(const Work& w, const Room& f, int from, int m) {       // forward and backward of m patches of each image; rows: the patches of a slot beside each other
     const int h = w.h, d = w.d, k = w.k, q = w.b*k, pairs = w.b*m, rows = q*m, mp = (m + W - 1)/W*W, L = w.depth, threads = w.threads;
     float* top = f.acts[L]; const Layer& last = w.layers[L];
     if (h%64) for (int l = 0; l <= L; l++) memset(f.some[l] + (long)(h/64)*rows, 0, rows*8L); // the last word is not full
@@ -230,7 +229,11 @@ static void block(const Work& w, const Room& f, int from, int m) {       // forw
 extern "C" long memory_of(const Work* w) { Room r; return lay(*w, &r); }
 extern "C" void blocks(const Work* w) {
     Room r; lay(*w, &r);
-    for (int from = 0; from < w->n; from += w->size) block(*w, r, from, w->n - from < w->size ? w->n - from : w->size);
+    for (long i = 0; i < w->b; i += w->images) {
+        Work part = *w; part.b = w->b - i < w->images ? w->b - i : w->images;
+        part.slot += i*w->k*w->h; part.d_slot += i*w->k*w->h; part.target += i*w->n*w->d;
+        for (int from = 0; from < w->n; from += w->size) block(part, r, from, w->n - from < w->size ? w->n - from : w->size);
+    }
 }
 '''
 
@@ -256,7 +259,7 @@ class _Layer(ctypes.Structure):
 
 class _Work(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ('slot', 'pos', 'alpha', 'target', 'd_slot', 'd_pos', 'd_alpha', 'memory', 'squares', 'layers')] \
-        + [(n, ctypes.c_int) for n in ('depth', 'b', 'k', 'n', 'h', 'd', 'size', 'threads')] + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')]
+        + [(n, ctypes.c_int) for n in ('depth', 'b', 'k', 'n', 'h', 'd', 'images', 'size', 'threads')] + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')]
 
 # %% ../nbs/39_panels.ipynb #pa-13
 def paneled_mse(
@@ -269,16 +272,18 @@ def paneled_mse(
     layers:list[Tensor], # weight (o i) and bias (o), alternately, of the hidden layers and of the one that makes features
     block_rows:int|None=None, # pairs of slot and patch that go through at a time, about; None: as many as have a million activations in a layer, 4096 at most
 ) -> tuple[Tensor, list[Tensor]]: # the MSE, and its gradient to all of the above in their order, `target` and `temperature` left out
-    "The MLP broadcast decoder forward and backward in single precision, in panels, where `panels_obstacle` has nothing against its widths; the threads share out each product."
+    "The MLP broadcast decoder forward and backward in single precision, in panels, where `panels_obstacle` has nothing against its widths; activations that are zero for neighbouring patches of a slot are left out, the threads share out each product."
     (b, k, h), (n, d) = check_shape(slot_part, 'b k h', 'slot_part'), check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:]
     if why := panels_obstacle(h, d): raise SlotnbError(f'the decoder does not go in panels: {why}')
     _check_single('what goes in panels', slot_part, pos_part, alpha_weight, target, *layers)
     slot_part, pos_part, alpha_weight, target, *layers = (t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers))
-    size = -(-n//min(n, -(-b*k*n//(block_rows or min(4096, 2**20//h))))) # blocks of equal size
+    block_rows = block_rows or min(4096, 2**20//h)
+    images = -(-b//-(-b//max(1, min(b, block_rows//(k*min(n, 64)))))) # few enough for 64 patches of a slot, which have zeros in common
+    size = -(-n//min(n, -(-images*k*n//block_rows))) # blocks of equal size
     squares, d_slot, d_pos, d_alpha, *d_layers = map(torch.zeros_like, (alpha_weight.new_empty(1, dtype=torch.float64), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers))
     c_layers = (_Layer*(len(layers)//2))(*(_Layer(*(t.data_ptr() for t in four)) for four in zip(layers[::2], layers[1::2], d_layers[::2], d_layers[1::2])))
     places = (t.data_ptr() for t in (slot_part, pos_part, alpha_weight, target, d_slot, d_pos, d_alpha))
-    work = _Work(*places, None, squares.data_ptr(), ctypes.addressof(c_layers), len(c_layers) - 1, b, k, n, h, d, size, torch.get_num_threads(), alpha_bias.item(), temperature, 2/target.numel())
+    work = _Work(*places, None, squares.data_ptr(), ctypes.addressof(c_layers), len(c_layers) - 1, b, k, n, h, d, images, size, torch.get_num_threads(), alpha_bias.item(), temperature, 2/target.numel())
     memory = torch.empty(_library().memory_of(ctypes.byref(work)), dtype=torch.float32)
     work.memory = memory.data_ptr()
     _library().blocks(ctypes.byref(work))
