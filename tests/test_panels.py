@@ -107,13 +107,14 @@ def test_gradients_wherever_zeros_are(zeros, threads):
     with torch.no_grad():
         if zeros=='of numbers': decoder.pos += 3*torch.randn_like(decoder.pos)
         if zeros=='none':
-            for layer in (decoder.first, *decoder.hidden): layer.bias += 100
+            for layer in (decoder.first, *decoder.hidden): layer.weight *= .1; layer.bias += 3
         if zeros in ('all of a layer', 'all but a unit'): decoder.hidden[0].bias -= 1000
         if zeros=='all but a unit': decoder.hidden[0].bias[wide//2] += 2000
     want = exact(decoder, slots, target)
     got = with_threads(threads, gradients, blocked_mse, decoder, slots, target)
     calls = gradients(lambda d, s, t: feature_mse(d(s).recon, t), decoder, slots, target)
-    for a, b, c in zip(got, want, calls): assert (a - b).norm() <= 4*(c - b).norm() + 2e-6*b.norm() + 1e-8
+    assert abs(got[0]/want[0] - 1) < 1e-6
+    for a, b, c in zip(got, want, calls): assert (a - b).norm() <= 4*(c - b).norm() + 3e-4*b.norm() + 1e-6*(b.numel()==1) # an activation at ReLU's kink makes some 1e-4; that of alpha's bias is zero
 
 
 @needs_panels
