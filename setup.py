@@ -1,20 +1,38 @@
 "Everything is read from settings.ini, as nbdev 2 has it."
+
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
 
 ini = ConfigParser(delimiters=['='], interpolation=None)
-ini.read(Path(__file__).parent/'settings.ini')
+ini.read(Path(__file__).parent / 'settings.ini')
 cfg = ini['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 extras['all'] = sorted({r for rs in extras.values() for r in rs})
 
 setup(
-    name=cfg['lib_name'], version=cfg['version'], description=cfg['description'], license='Apache-2.0',
-    author=cfg['author'], author_email=cfg['author_email'], url=cfg['git_url'], keywords=cfg['keywords'],
-    long_description=(Path(__file__).parent/'README.md').read_text(encoding='utf8'), long_description_content_type='text/markdown',
-    packages=find_packages(include=['slotnb*']), include_package_data=True, zip_safe=False,
-    classifiers=['Development Status :: 3 - Alpha', 'Intended Audience :: Science/Research', 'Programming Language :: Python :: 3.11'],
-    python_requires='>=' + cfg['min_python'], install_requires=cfg['requirements'].split(), extras_require=extras,
-    entry_points=dict(console_scripts=[cfg['console_scripts']], nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]),
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    license='Apache-2.0',
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    keywords=cfg['keywords'],
+    long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf8'),
+    long_description_content_type='text/markdown',
+    packages=find_packages(include=['slotnb*']),
+    include_package_data=True,
+    zip_safe=False,
+    classifiers=[
+        'Development Status :: 3 - Alpha',
+        'Intended Audience :: Science/Research',
+        'Programming Language :: Python :: 3.11',
+    ],
+    python_requires='>=' + cfg['min_python'],
+    install_requires=cfg['requirements'].split(),
+    extras_require=extras,
+    entry_points=dict(
+        console_scripts=[cfg['console_scripts']], nbdev=[f"{cfg['lib_path']}={cfg['lib_path']}._modidx:d"]
+    ),
 )

@@ -21,179 +21,324 @@ from .weights import load_state, read_state, resolve_weights
 @dataclass(frozen=True)
 class BackboneSpec:
     "What is needed to build a backbone; the weights are found by `resolve_weights`."
-    name:str # the name used everywhere in slotnb
-    source:str # library: 'timm' or 'open_clip'
-    arch:str # the library's name of the architecture
-    repo:str # repository of the weights on the Hugging Face hub; '' has none
-    filename:str # file in that repository
-    patch_size:int # pixels
-    dim:int # width of a patch token
-    depth:int # number of blocks
-    mean:tuple[float, ...] # of the input normalization, RGB in [0, 1]
-    std:tuple[float, ...] # likewise
-    native:tuple[int, int] = (224, 224) # input (h, w) in pixels, where none is asked for
-    grid_size:int|None = None # patches a side, where none is asked for; None is the native grid
-    prefix_tokens:int = 1 # class and register tokens before the patches
-    facet_dim:int = 0 # width of queries, keys and values; 0 has none that can be had
-    has_norm:bool = True # a last norm that applies to tokens
-    pos_offset:float = 0. # DINO and DINOv2 scale their position embedding by (grid + 0.1) / trained grid
-    pos_antialias:bool = True # filter when the position embedding shrinks
-    pos_mode:str = 'bicubic' # how it is interpolated
-    quick_gelu:bool = False # open_clip: x * sigmoid(1.702 x) for the GELU
-    arch_kwargs:dict = field(default_factory=dict) # what differs from the architecture of that name
+
+    name: str  # the name used everywhere in slotnb
+    source: str  # library: 'timm' or 'open_clip'
+    arch: str  # the library's name of the architecture
+    repo: str  # repository of the weights on the Hugging Face hub; '' has none
+    filename: str  # file in that repository
+    patch_size: int  # pixels
+    dim: int  # width of a patch token
+    depth: int  # number of blocks
+    mean: tuple[float, ...]  # of the input normalization, RGB in [0, 1]
+    std: tuple[float, ...]  # likewise
+    native: tuple[int, int] = (224, 224)  # input (h, w) in pixels, where none is asked for
+    grid_size: int | None = None  # patches a side, where none is asked for; None is the native grid
+    prefix_tokens: int = 1  # class and register tokens before the patches
+    facet_dim: int = 0  # width of queries, keys and values; 0 has none that can be had
+    has_norm: bool = True  # a last norm that applies to tokens
+    pos_offset: float = 0.0  # DINO and DINOv2 scale their position embedding by (grid + 0.1) / trained grid
+    pos_antialias: bool = True  # filter when the position embedding shrinks
+    pos_mode: str = 'bicubic'  # how it is interpolated
+    quick_gelu: bool = False  # open_clip: x * sigmoid(1.702 x) for the GELU
+    arch_kwargs: dict = field(default_factory=dict)  # what differs from the architecture of that name
 
 # %% ../nbs/21_backbones.ipynb #cell-6
-IMAGENET = dict(mean=(.485, .456, .406), std=(.229, .224, .225))
-OPENAI = dict(mean=(.48145466, .4578275, .40821073), std=(.26862954, .26130258, .27577711))
-BACKBONES = {s.name: s for s in (
-    BackboneSpec('dinov2_vits14', 'timm', 'vit_small_patch14_dinov2', 'timm/vit_small_patch14_dinov2.lvd142m', 'model.safetensors',
-                 14, 384, 12, **IMAGENET, grid_size=16, facet_dim=384, pos_offset=.1, pos_antialias=False),
-    BackboneSpec('dino_vits16', 'timm', 'vit_small_patch16_224', 'timm/vit_small_patch16_224.dino', 'model.safetensors',
-                 16, 384, 12, **IMAGENET, grid_size=16, facet_dim=384, pos_offset=.1, pos_antialias=False),
-    BackboneSpec('clip_vitb16', 'open_clip', 'ViT-B-16', 'timm/vit_base_patch16_clip_224.openai', 'open_clip_model.safetensors',
-                 16, 768, 12, **OPENAI, grid_size=16, facet_dim=768, quick_gelu=True),
-)}
+IMAGENET = dict(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+OPENAI = dict(mean=(0.48145466, 0.4578275, 0.40821073), std=(0.26862954, 0.26130258, 0.27577711))
+BACKBONES = {
+    s.name: s
+    for s in (
+        BackboneSpec(
+            'dinov2_vits14',
+            'timm',
+            'vit_small_patch14_dinov2',
+            'timm/vit_small_patch14_dinov2.lvd142m',
+            'model.safetensors',
+            14,
+            384,
+            12,
+            **IMAGENET,
+            grid_size=16,
+            facet_dim=384,
+            pos_offset=0.1,
+            pos_antialias=False,
+        ),
+        BackboneSpec(
+            'dino_vits16',
+            'timm',
+            'vit_small_patch16_224',
+            'timm/vit_small_patch16_224.dino',
+            'model.safetensors',
+            16,
+            384,
+            12,
+            **IMAGENET,
+            grid_size=16,
+            facet_dim=384,
+            pos_offset=0.1,
+            pos_antialias=False,
+        ),
+        BackboneSpec(
+            'clip_vitb16',
+            'open_clip',
+            'ViT-B-16',
+            'timm/vit_base_patch16_clip_224.openai',
+            'open_clip_model.safetensors',
+            16,
+            768,
+            12,
+            **OPENAI,
+            grid_size=16,
+            facet_dim=768,
+            quick_gelu=True,
+        ),
+    )
+}
 
 # %% ../nbs/21_backbones.ipynb #cell-9
 def _build_timm(spec, size):
     import timm
+
     return timm.create_model(spec.arch, num_classes=0, **spec.arch_kwargs | (dict(img_size=size) if size else {}))
+
 
 def _build_open_clip(spec, size):
     "The visual half alone; of those that wrap a network of timm, that network."
     import open_clip
+
     config = open_clip.get_model_config(spec.arch)
     vision = config['vision_cfg'] | spec.arch_kwargs | ({'image_size': tuple(size)} if size else {})
-    visual = open_clip.model._build_vision_tower(config['embed_dim'], vision | dict(timm_model_pretrained=False), spec.quick_gelu)
+    visual = open_clip.model._build_vision_tower(
+        config['embed_dim'], vision | dict(timm_model_pretrained=False), spec.quick_gelu
+    )
     if not hasattr(visual, 'trunk'):
-        visual.proj = None # to the space that text shares, behind the tokens
+        visual.proj = None  # to the space that text shares, behind the tokens
         return visual
-    if size: visual.set_input_size(tuple(size))
+    if size:
+        visual.set_input_size(tuple(size))
     visual.trunk.head = nn.Identity()
     return visual.trunk
+
 
 def _build(spec, size=None):
     "The bare network of `spec`, randomly initialised; size (h, w), None is the library's own."
     return dict(timm=_build_timm, open_clip=_build_open_clip)[spec.source](spec, size)
 
+
 def _outline(spec):
     "The network on torch's meta device: shapes and no numbers."
-    with torch.random.fork_rng(devices=[]), torch.device('meta'): return _build(spec)
+    with torch.random.fork_rng(devices=[]), torch.device('meta'):
+        return _build(spec)
 
 # %% ../nbs/21_backbones.ipynb #cell-11
-def _blocks(net): return net.transformer.resblocks if hasattr(net, 'transformer') else net.blocks
-def _last_norm(net): return net.ln_post if hasattr(net, 'ln_post') else getattr(net, 'norm', None)
+def _blocks(net):
+    return net.transformer.resblocks if hasattr(net, 'transformer') else net.blocks
+
+
+def _last_norm(net):
+    return net.ln_post if hasattr(net, 'ln_post') else getattr(net, 'norm', None)
+
 
 def _intermediates(net, x, layers, norm):
     "Patch tokens (b d h w) behind each of `layers`; the library drops class and register tokens, whose number it knows."
     kw = dict(indices=layers, intermediates_only=True, output_fmt='NCHW', stop_early=True)
-    if hasattr(net, 'ln_post'): return net.forward_intermediates(x, normalize_intermediates=norm, **kw)['image_intermediates']
+    if hasattr(net, 'ln_post'):
+        return net.forward_intermediates(x, normalize_intermediates=norm, **kw)['image_intermediates']
     return net.forward_intermediates(x, norm=norm, **kw)
 
-class _Heard(Exception): "Carries out of a network what was waited for."
+
+class _Heard(Exception):
+    "Carries out of a network what was waited for."
+
 
 def _embedded(net, x):
     "What goes into the first block (b n d)."
-    def stop(module, args): raise _Heard(args[0])
+
+    def stop(module, args):
+        raise _Heard(args[0])
+
     hook = _blocks(net)[0].register_forward_pre_hook(stop)
-    try: _intermediates(net, x, [0], False)
-    except _Heard as heard: return heard.args[0]
-    finally: hook.remove()
+    try:
+        _intermediates(net, x, [0], False)
+    except _Heard as heard:
+        return heard.args[0]
+    finally:
+        hook.remove()
+
 
 @torch.no_grad()
 def read_spec(
-    spec:BackboneSpec, # name, source, arch, arch_kwargs and quick_gelu are asked, and mean, std and repo stay
-) -> BackboneSpec: # with patch size, dim, depth, sizes and token counts of the network itself
+    spec: BackboneSpec,  # name, source, arch, arch_kwargs and quick_gelu are asked, and mean, std and repo stay
+) -> BackboneSpec:  # with patch size, dim, depth, sizes and token counts of the network itself
     "Fill in a spec from the network that it names."
     with torch.random.fork_rng(devices=[]), torch.device('meta'):
         try:
             net = _build(spec)
             clip = hasattr(net, 'ln_post')
             native = tuple(net.image_size if clip else net.patch_embed.img_size)
-            patch = net.patch_size if clip else getattr(net.patch_embed, 'feat_ratio', lambda _: net.patch_embed.patch_size)(False)
-            patch, = set(patch) if isinstance(patch, tuple) else {patch} # with a stem of convolutions it is theirs too
+            patch = (
+                net.patch_size
+                if clip
+                else getattr(net.patch_embed, 'feat_ratio', lambda _: net.patch_embed.patch_size)(False)
+            )
+            (patch,) = (
+                set(patch) if isinstance(patch, tuple) else {patch}
+            )  # with a stem of convolutions it is theirs too
             attn, heard = getattr(_blocks(net)[-1], 'attn', None), []
-            if attn is not None: attn.register_forward_pre_hook(lambda module, args: heard.append(args[0]))
+            if attn is not None:
+                attn.register_forward_pre_hook(lambda module, args: heard.append(args[0]))
             maps = _intermediates(net.eval(), torch.zeros(1, 3, *native), list(range(len(_blocks(net)))), False)
             (shape,) = {tuple(m.shape[1:]) for m in maps}
-            assert shape[1:]==(native[0]//patch, native[1]//patch)
+            assert shape[1:] == (native[0] // patch, native[1] // patch)
         except Exception:
-            raise SlotnbError(f"backbone '{spec.name}' is no plain Vision Transformer: its blocks do not all return one token a patch") from None
+            raise SlotnbError(
+                f"backbone '{spec.name}' is no plain Vision Transformer: its blocks do not all return one token a patch"
+            ) from None
         norm, prefix = _last_norm(net), 1 if clip else getattr(net, 'num_prefix_tokens', 0)
         try:
-            assert heard[0].shape[1]==prefix + shape[1]*shape[2] # SAM's attention sees windows
+            assert heard[0].shape[1] == prefix + shape[1] * shape[2]  # SAM's attention sees windows
             facet_dim = project_facet(attn, heard[0], 'key').shape[-1]
-        except Exception: facet_dim = 0
-    return replace(spec, patch_size=patch, dim=shape[0], depth=len(maps), native=native, facet_dim=facet_dim,
-                   prefix_tokens=prefix, has_norm=tuple(getattr(norm, 'normalized_shape', ()))==shape[:1])
+        except Exception:
+            facet_dim = 0
+    return replace(
+        spec,
+        patch_size=patch,
+        dim=shape[0],
+        depth=len(maps),
+        native=native,
+        facet_dim=facet_dim,
+        prefix_tokens=prefix,
+        has_norm=tuple(getattr(norm, 'normalized_shape', ())) == shape[:1],
+    )
 
 # %% ../nbs/21_backbones.ipynb #cell-13
 def _unknown(name, choices, close=(), n=4):
     "One sentence with the nearest names."
-    close = list(close) or difflib.get_close_matches(name, choices, n, .6) or \
-        [c for c in choices if name.partition(':')[2] in c][:n] or difflib.get_close_matches(name, choices, n, 0.)
+    close = (
+        list(close)
+        or difflib.get_close_matches(name, choices, n, 0.6)
+        or [c for c in choices if name.partition(':')[2] in c][:n]
+        or difflib.get_close_matches(name, choices, n, 0.0)
+    )
     raise SlotnbError(f"backbone '{name}' is unknown; the closest names are {', '.join(close)}")
+
 
 def _timm_spec(name):
     import timm
+
     model = name.removeprefix('timm:')
     arch, _, tag = model.partition('.')
-    if not timm.is_model(arch): _unknown(name, [f'timm:{m}' for m in timm.list_models(['*vit*', '*eva*', 'deit*', 'beit*'])])
+    if not timm.is_model(arch):
+        _unknown(name, [f'timm:{m}' for m in timm.list_models(['*vit*', '*eva*', 'deit*', 'beit*'])])
     tags = timm.list_pretrained(f'{arch}.*') or timm.list_pretrained(arch)
-    if tag and model not in tags: _unknown(name, [f'timm:{t}' for t in tags] or [f'timm:{arch}'])
+    if tag and model not in tags:
+        _unknown(name, [f'timm:{t}' for t in tags] or [f'timm:{arch}'])
     cfg = timm.models.get_pretrained_cfg(model)
     twin = f"{arch.replace('_clip_', '_clip_quickgelu_')}.{cfg.tag}" if cfg and '_clip_' in arch else model
-    if twin!=model and timm.list_pretrained(twin):
-        raise SlotnbError(f"backbone '{name}' computes GELU although its weights were trained with QuickGELU; use 'timm:{twin}'")
-    if 'radio' in arch: raise SlotnbError(f"backbone '{name}' cuts its position embedding out of a larger one, which slotnb does not do; use another")
-    url, mean, std = (cfg.url or '', cfg.mean, cfg.std) if cfg else ('', (.5,)*3, (.5,)*3)
+    if twin != model and timm.list_pretrained(twin):
+        raise SlotnbError(
+            f"backbone '{name}' computes GELU although its weights were trained with QuickGELU; use 'timm:{twin}'"
+        )
+    if 'radio' in arch:
+        raise SlotnbError(
+            f"backbone '{name}' cuts its position embedding out of a larger one, which slotnb does not do; use another"
+        )
+    url, mean, std = (cfg.url or '', cfg.mean, cfg.std) if cfg else ('', (0.5,) * 3, (0.5,) * 3)
     meta = '/dino/' in url or '/dinov2/' in url
-    spec = read_spec(BackboneSpec(name, 'timm', arch, cfg and cfg.hf_hub_id or '', cfg and cfg.hf_hub_filename or 'model.safetensors', 0, 0, 0, mean, std))
-    if meta and spec.prefix_tokens==1: spec = replace(spec, pos_offset=.1, pos_antialias=False) # with registers: like timm's own
+    spec = read_spec(
+        BackboneSpec(
+            name,
+            'timm',
+            arch,
+            cfg and cfg.hf_hub_id or '',
+            cfg and cfg.hf_hub_filename or 'model.safetensors',
+            0,
+            0,
+            0,
+            mean,
+            std,
+        )
+    )
+    if meta and spec.prefix_tokens == 1:
+        spec = replace(spec, pos_offset=0.1, pos_antialias=False)  # with registers: like timm's own
     return replace(spec, pos_mode='bilinear', pos_antialias=False) if 'flexivit' in arch else spec
+
 
 def _open_clip_spec(name):
     import open_clip
+
     model, _, tag = name.removeprefix('open_clip:').partition('/')
     tags = open_clip.pretrained.list_pretrained_tags_by_model(model)
     names = [f'open_clip:{m}/{t}' for m, t in open_clip.list_pretrained()]
-    if model not in open_clip.list_models(): _unknown(name, names)
-    if tag not in tags: _unknown(name, names, [f'open_clip:{model}/{t}' for t in difflib.get_close_matches(tag, tags, 4, 0.) or tags[:4]])
+    if model not in open_clip.list_models():
+        _unknown(name, names)
+    if tag not in tags:
+        _unknown(
+            name, names, [f'open_clip:{model}/{t}' for t in difflib.get_close_matches(tag, tags, 4, 0.0) or tags[:4]]
+        )
     cfg = open_clip.get_pretrained_cfg(model, tag)
     repo = cfg.get('hf_hub', '').split('/')
     filename = repo[2] if len(repo) > 2 and repo[2] else 'open_clip_model.safetensors'
     quick = bool(cfg.get('quick_gelu') or open_clip.get_model_config(model).get('quick_gelu'))
-    return read_spec(BackboneSpec(name, 'open_clip', model, '/'.join(repo[:2]), filename, 0, 0, 0, tuple(cfg['mean']), tuple(cfg['std']), quick_gelu=quick))
+    return read_spec(
+        BackboneSpec(
+            name,
+            'open_clip',
+            model,
+            '/'.join(repo[:2]),
+            filename,
+            0,
+            0,
+            0,
+            tuple(cfg['mean']),
+            tuple(cfg['std']),
+            quick_gelu=quick,
+        )
+    )
+
 
 @functools.lru_cache
-def _library_spec(name): return _timm_spec(name) if name.startswith('timm:') else _open_clip_spec(name)
+def _library_spec(name):
+    return _timm_spec(name) if name.startswith('timm:') else _open_clip_spec(name)
+
 
 def backbone_spec(
-    name:str, # one of `BACKBONES`, `timm:<model>[.<tag>]`, or `open_clip:<model>/<tag>`
+    name: str,  # one of `BACKBONES`, `timm:<model>[.<tag>]`, or `open_clip:<model>/<tag>`
 ) -> BackboneSpec:
     "Look a backbone up."
-    if name in BACKBONES: return BACKBONES[name]
-    if name.startswith(('timm:', 'open_clip:')): return _library_spec(name)
-    raise SlotnbError(f"backbone '{name}' is unknown; choose one of {', '.join(BACKBONES)}, timm:<model>.<tag> or open_clip:<model>/<tag>")
+    if name in BACKBONES:
+        return BACKBONES[name]
+    if name.startswith(('timm:', 'open_clip:')):
+        return _library_spec(name)
+    raise SlotnbError(
+        f"backbone '{name}' is unknown; choose one of {', '.join(BACKBONES)}, timm:<model>.<tag> or open_clip:<model>/<tag>"
+    )
 
 # %% ../nbs/21_backbones.ipynb #cell-15
 FACETS = ('token', 'query', 'key', 'value')
 
+
 def project_facet(
-    attn:nn.Module, # attention of timm, of its EVA, or of open_clip
-    x:Tensor, # (b n d) what goes into it
-    facet:str, # 'query', 'key' or 'value'
-) -> Tensor: # (b n d), heads side by side
+    attn: nn.Module,  # attention of timm, of its EVA, or of open_clip
+    x: Tensor,  # (b n d) what goes into it
+    facet: str,  # 'query', 'key' or 'value'
+) -> Tensor:  # (b n d), heads side by side
     "The rows that an attention asks with, compares with, or hands on."
     i = FACETS.index(facet) - 1
     own = getattr(attn, f'{facet[0]}_proj', None)
-    if isinstance(own, nn.Module): return own(x)
-    if getattr(attn, 'in_proj_weight', None) is not None: weight, bias = attn.in_proj_weight, attn.in_proj_bias
+    if isinstance(own, nn.Module):
+        return own(x)
+    if getattr(attn, 'in_proj_weight', None) is not None:
+        weight, bias = attn.in_proj_weight, attn.in_proj_bias
     else:
         weight, bias = attn.qkv.weight, attn.qkv.bias
         if bias is None and getattr(attn, 'q_bias', None) is not None:
-            bias = torch.cat([attn.q_bias, torch.zeros_like(attn.q_bias) if attn.k_bias is None else attn.k_bias, attn.v_bias])
-    if weight.shape[0] % 3 or weight.shape[1]!=x.shape[-1]: raise SlotnbError(f'{type(attn).__name__} shares keys among its queries')
+            bias = torch.cat(
+                [attn.q_bias, torch.zeros_like(attn.q_bias) if attn.k_bias is None else attn.k_bias, attn.v_bias]
+            )
+    if weight.shape[0] % 3 or weight.shape[1] != x.shape[-1]:
+        raise SlotnbError(f'{type(attn).__name__} shares keys among its queries')
     return F.linear(x, weight.chunk(3)[i], None if bias is None else bias.chunk(3)[i])
 
 # %% ../nbs/21_backbones.ipynb #cell-17
@@ -203,116 +348,174 @@ PRECISIONS = ('fp32', 'bf16', 'int8', 'auto')
 def _pair(value, name):
     "An int, '448', (224, 308) or '224x308' as (h, w)."
     try:
-        pair = [int(v) for v in value.split('x')] if isinstance(value, str) else value if isinstance(value, (tuple, list)) else [value]
-        h, w = (index(v) for v in (pair*2 if len(pair)==1 else pair))
-    except (TypeError, ValueError): raise SlotnbError(f'{name} {value} must be a whole number, or a pair of them such as 224x308 (height x width)') from None
-    if min(h, w) < 1: raise SlotnbError(f'{name} {value} must be at least 1')
+        pair = (
+            [int(v) for v in value.split('x')]
+            if isinstance(value, str)
+            else value
+            if isinstance(value, (tuple, list))
+            else [value]
+        )
+        h, w = (index(v) for v in (pair * 2 if len(pair) == 1 else pair))
+    except (TypeError, ValueError):
+        raise SlotnbError(
+            f'{name} {value} must be a whole number, or a pair of them such as 224x308 (height x width)'
+        ) from None
+    if min(h, w) < 1:
+        raise SlotnbError(f'{name} {value} must be at least 1')
     return h, w
 
 # %% ../nbs/21_backbones.ipynb #cell-20
 class ViTBackbone:
     "A frozen ViT: images in, patch tokens out. The network is built when it is first needed; `record`, `grid` and `dim` need none."
-    def __init__(self,
-        name:str, # one of `BACKBONES`, `timm:<model>[.<tag>]`, or `open_clip:<model>/<tag>`
-        weights:str='auto', # 'auto', 'random', or the path of a weights file
-        layer:int=-1, # block whose output is taken; -1 is the last
-        final_norm:bool=True, # apply the model's last LayerNorm (DINOv2's x_norm_patchtokens)
-        resolution:int|tuple[int, int]|str='spec', # input in pixels, 448, (224, 308) or '224x308', multiples of the patch size; 'spec' is the spec's
-        grid_size:int|tuple[int, int]|str='spec', # patches that come out, resampled bilinearly; 'native' resamples nothing, 'spec' is the spec's
-        device:str='auto', # where the network runs
-        facet:str='token', # 'token', or 'query', 'key' or 'value' of that block's attention
-        precision:str='fp32', # 'fp32', 'bf16', 'int8' (a CPU with AVX-512), or 'auto': bf16 where the device has units for it
+
+    def __init__(
+        self,
+        name: str,  # one of `BACKBONES`, `timm:<model>[.<tag>]`, or `open_clip:<model>/<tag>`
+        weights: str = 'auto',  # 'auto', 'random', or the path of a weights file
+        layer: int = -1,  # block whose output is taken; -1 is the last
+        final_norm: bool = True,  # apply the model's last LayerNorm (DINOv2's x_norm_patchtokens)
+        resolution: int
+        | tuple[int, int]
+        | str = 'spec',  # input in pixels, 448, (224, 308) or '224x308', multiples of the patch size; 'spec' is the spec's
+        grid_size: int
+        | tuple[int, int]
+        | str = 'spec',  # patches that come out, resampled bilinearly; 'native' resamples nothing, 'spec' is the spec's
+        device: str = 'auto',  # where the network runs
+        facet: str = 'token',  # 'token', or 'query', 'key' or 'value' of that block's attention
+        precision: str = 'fp32',  # 'fp32', 'bf16', 'int8' (a CPU with AVX-512), or 'auto': bf16 where the device has units for it
     ):
         self.spec = spec = backbone_spec(name)
-        self.resolution = h, w = spec.native if resolution=='spec' else _pair(resolution, 'resolution')
-        if (h % spec.patch_size or w % spec.patch_size) and (h, w)!=spec.native:
-            raise SlotnbError(f'resolution {h if h==w else f"{h}x{w}"} is not a multiple of the patch size {spec.patch_size} of {name}')
-        if not -spec.depth <= layer < spec.depth: raise SlotnbError(f'layer {layer} does not exist: {name} has {spec.depth} blocks')
-        if facet not in FACETS: raise SlotnbError(f"facet '{facet}' is unknown; choose one of {', '.join(FACETS)}")
-        if facet!='token' and not spec.facet_dim: raise SlotnbError(f"facet '{facet}' cannot be had of {name}, whose attention has no projection of its own for it; use 'token'")
-        if precision not in PRECISIONS: raise SlotnbError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
-        self.native_grid = h//spec.patch_size, w//spec.patch_size
-        if grid_size=='spec': grid_size = spec.grid_size or 'native'
-        self.grid = self.native_grid if grid_size=='native' else _pair(grid_size, 'grid_size')
+        self.resolution = h, w = spec.native if resolution == 'spec' else _pair(resolution, 'resolution')
+        if (h % spec.patch_size or w % spec.patch_size) and (h, w) != spec.native:
+            raise SlotnbError(
+                f'resolution {h if h == w else f"{h}x{w}"} is not a multiple of the patch size {spec.patch_size} of {name}'
+            )
+        if not -spec.depth <= layer < spec.depth:
+            raise SlotnbError(f'layer {layer} does not exist: {name} has {spec.depth} blocks')
+        if facet not in FACETS:
+            raise SlotnbError(f"facet '{facet}' is unknown; choose one of {', '.join(FACETS)}")
+        if facet != 'token' and not spec.facet_dim:
+            raise SlotnbError(
+                f"facet '{facet}' cannot be had of {name}, whose attention has no projection of its own for it; use 'token'"
+            )
+        if precision not in PRECISIONS:
+            raise SlotnbError(f"precision '{precision}' is unknown; choose one of {', '.join(PRECISIONS)}")
+        self.native_grid = h // spec.patch_size, w // spec.patch_size
+        if grid_size == 'spec':
+            grid_size = spec.grid_size or 'native'
+        self.grid = self.native_grid if grid_size == 'native' else _pair(grid_size, 'grid_size')
         self.weights, self.device = resolve_weights(spec, weights), default_device(device)
-        self.layer, self.facet, self.dim = layer % spec.depth, facet, spec.dim if facet=='token' else spec.facet_dim
-        self.final_norm = final_norm and facet=='token' and spec.has_norm
-        self.precision = ('bf16' if has_bf16(self.device) else 'fp32') if precision=='auto' else precision
-        why = 'fp32' if self.precision=='fp32' else f'the device is {self.device}' if self.device.type!='cpu' else fused_obstacle(_blocks(_outline(spec)))
-        if self.precision=='bf16' and has_matrix_units(): why = why or "torch's products go through the processor's matrix units, and are faster"
-        if why and self.precision=='int8': raise SlotnbError(f"precision 'int8' cannot be had of {name}: {why}; use 'bf16' or 'fp32'")
+        self.layer, self.facet, self.dim = layer % spec.depth, facet, spec.dim if facet == 'token' else spec.facet_dim
+        self.final_norm = final_norm and facet == 'token' and spec.has_norm
+        self.precision = ('bf16' if has_bf16(self.device) else 'fp32') if precision == 'auto' else precision
+        why = (
+            'fp32'
+            if self.precision == 'fp32'
+            else f'the device is {self.device}'
+            if self.device.type != 'cpu'
+            else fused_obstacle(_blocks(_outline(spec)))
+        )
+        if self.precision == 'bf16' and has_matrix_units():
+            why = why or "torch's products go through the processor's matrix units, and are faster"
+        if why and self.precision == 'int8':
+            raise SlotnbError(f"precision 'int8' cannot be had of {name}: {why}; use 'bf16' or 'fp32'")
         self.fused = not why
 
     @property
-    def record(self) -> dict: # all that decides the features; part of every run's provenance
+    def record(self) -> dict:  # all that decides the features; part of every run's provenance
         s = self.spec
-        return dict(backbone=s.name, source=s.source, arch=s.arch, quick_gelu=s.quick_gelu, weights=str(self.weights),
-            weights_digest=self.weights.digest, layer=self.layer, facet=self.facet, final_norm=self.final_norm,
-            resolution=list(self.resolution), grid=list(self.grid), prefix_tokens=s.prefix_tokens, dim=self.dim, precision=self.precision + ' fused'*self.fused,
-            position=f'{s.pos_mode}{f", offset {s.pos_offset}" if s.pos_offset else ""}{", antialiased" if s.pos_antialias else ""}')
+        return dict(
+            backbone=s.name,
+            source=s.source,
+            arch=s.arch,
+            quick_gelu=s.quick_gelu,
+            weights=str(self.weights),
+            weights_digest=self.weights.digest,
+            layer=self.layer,
+            facet=self.facet,
+            final_norm=self.final_norm,
+            resolution=list(self.resolution),
+            grid=list(self.grid),
+            prefix_tokens=s.prefix_tokens,
+            dim=self.dim,
+            precision=self.precision + ' fused' * self.fused,
+            position=f'{s.pos_mode}{f", offset {s.pos_offset}" if s.pos_offset else ""}{", antialiased" if s.pos_antialias else ""}',
+        )
 
     @cached_property
-    def net(self) -> nn.Module: # the library's network with the weights in it, frozen
+    def net(self) -> nn.Module:  # the library's network with the weights in it, frozen
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(0) # random weights are the same everywhere
+            torch.manual_seed(0)  # random weights are the same everywhere
             net = _build(self.spec, self.resolution)
-        if self.weights.path: load_state(net, read_state(self.weights.path), self.spec, self.weights.path)
+        if self.weights.path:
+            load_state(net, read_state(self.weights.path), self.spec, self.weights.path)
         for m in net.modules():
-            if type(m) is nn.Linear and self.precision=='bf16' and not self.fused: m.bfloat16() # what autocast would do before every product
+            if type(m) is nn.Linear and self.precision == 'bf16' and not self.fused:
+                m.bfloat16()  # what autocast would do before every product
         return net.eval().requires_grad_(False).to(self.device)
 
     @cached_property
     def _fused_blocks(self):
-        count = self.layer + (self.facet=='token')
-        return FusedBlocks(_blocks(self.net)[:count], INT8 if self.precision=='int8' else None)
+        count = self.layer + (self.facet == 'token')
+        return FusedBlocks(_blocks(self.net)[:count], INT8 if self.precision == 'int8' else None)
 
     @torch.no_grad()
-    def __call__(self,
-        images:Tensor, # (b 3 h w) uint8, or float in [0, 1]
-    ) -> Tensor: # (b n d) float32, row by row over `grid`
+    def __call__(
+        self,
+        images: Tensor,  # (b 3 h w) uint8, or float in [0, 1]
+    ) -> Tensor:  # (b n d) float32, row by row over `grid`
         return resample_grid(self.tokens(self.preprocess(images)), self.grid, self.native_grid)
 
     def preprocess(self, images):
         "Resize to `resolution` (bicubic, antialiased) and normalise with the backbone's own mean and std."
         check_shape(images, 'b 3 h w', 'images')
         x = images.to(self.device)
-        x = x.float()/255 if x.dtype==torch.uint8 else x
-        if x.shape[-2:]!=self.resolution: x = F.interpolate(x, self.resolution, mode='bicubic', antialias=True).clamp(0, 1)
-        return (x - x.new_tensor(self.spec.mean)[:, None, None])/x.new_tensor(self.spec.std)[:, None, None]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        if x.shape[-2:] != self.resolution:
+            x = F.interpolate(x, self.resolution, mode='bicubic', antialias=True).clamp(0, 1)
+        return (x - x.new_tensor(self.spec.mean)[:, None, None]) / x.new_tensor(self.spec.std)[:, None, None]
 
     @torch.no_grad()
     def tokens(self, x):
         "Patch tokens (b n d) on the native grid, of preprocessed images; blocks behind `layer` are not computed."
         h, w = self.native_grid
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision=='bf16' and not self.fused):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16' and not self.fused):
             feats = self._fused_tokens(x) if self.fused else self._library_tokens(x)
-        check_shape(feats, f'b {h*w} {self.dim}', f"patch tokens of '{self.spec.name}'")
+        check_shape(feats, f'b {h * w} {self.dim}', f"patch tokens of '{self.spec.name}'")
         return feats.float()
 
     def _fused_tokens(self, x):
         tokens, block = self._fused_blocks(_embedded(self.net, x)), _blocks(self.net)[self.layer]
-        if self.facet!='token': tokens = project_facet(block.attn, (getattr(block, 'norm1', None) or block.ln_1)(tokens), self.facet)
-        elif self.final_norm: tokens = _last_norm(self.net)(tokens)
-        return tokens[:, self.spec.prefix_tokens:]
+        if self.facet != 'token':
+            tokens = project_facet(block.attn, (getattr(block, 'norm1', None) or block.ln_1)(tokens), self.facet)
+        elif self.final_norm:
+            tokens = _last_norm(self.net)(tokens)
+        return tokens[:, self.spec.prefix_tokens :]
 
     def _library_tokens(self, x):
-        facet, attn = [], None if self.facet=='token' else _blocks(self.net)[self.layer].attn
-        def listen(module, args): facet.append(project_facet(module, args[0], self.facet))
+        facet, attn = [], None if self.facet == 'token' else _blocks(self.net)[self.layer].attn
+
+        def listen(module, args):
+            facet.append(project_facet(module, args[0], self.facet))
+
         hook = attn and attn.register_forward_pre_hook(listen)
-        try: maps = _intermediates(self.net, x, [self.layer], self.final_norm)[0]
+        try:
+            maps = _intermediates(self.net, x, [self.layer], self.final_norm)[0]
         finally:
-            if hook: hook.remove()
-        return facet[0][:, self.spec.prefix_tokens:] if facet else maps.flatten(2).transpose(1, 2)
+            if hook:
+                hook.remove()
+        return facet[0][:, self.spec.prefix_tokens :] if facet else maps.flatten(2).transpose(1, 2)
 
 # %% ../nbs/21_backbones.ipynb #cell-21
 def resample_grid(
-    feats:Tensor, # (b n d) over a grid, row by row
-    grid_size:int|tuple[int, int], # wanted patches, a side or (h, w)
-    grid:tuple[int, int]|None=None, # (h, w) of `feats`; None is square
-) -> Tensor: # (b h*w d)
+    feats: Tensor,  # (b n d) over a grid, row by row
+    grid_size: int | tuple[int, int],  # wanted patches, a side or (h, w)
+    grid: tuple[int, int] | None = None,  # (h, w) of `feats`; None is square
+) -> Tensor:  # (b h*w d)
     "Bilinear resampling of a patch grid (`align_corners=False`); the same tensor when the size is right already."
     (b, n, d), wanted = feats.shape, _pair(grid_size, 'grid_size')
-    grid = grid or (round(n**.5),)*2
-    if grid==wanted: return feats
+    grid = grid or (round(n**0.5),) * 2
+    if grid == wanted:
+        return feats
     maps = feats.transpose(1, 2).reshape(b, d, *grid)
     return F.interpolate(maps, wanted, mode='bilinear', align_corners=False).flatten(2).transpose(1, 2)

@@ -17,31 +17,42 @@ from .slot_attention import EPS, SlotAttention
 # %% ../nbs/37_backward.ipynb #bw-7
 _aten = torch.ops.aten
 
+
 def _norm(rows, weight, bias, eps):
     "LayerNorm, and what its backward pass needs; the rows before scale and shift come first."
     plain, mean, rstd = torch.native_layer_norm(rows, rows.shape[-1:], None, None, eps)
-    return plain, torch.addcmul(bias.unsqueeze(-2), plain, weight.unsqueeze(-2)), (rows, rows.shape[-1:], mean, rstd, None, None, [True, False, False])
+    return (
+        plain,
+        torch.addcmul(bias.unsqueeze(-2), plain, weight.unsqueeze(-2)),
+        (rows, rows.shape[-1:], mean, rstd, None, None, [True, False, False]),
+    )
 
-def _norm_backward(grad, weight, saved): return _aten.native_layer_norm_backward(grad*weight.unsqueeze(-2), *saved)[0]
+
+def _norm_backward(grad, weight, saved):
+    return _aten.native_layer_norm_backward(grad * weight.unsqueeze(-2), *saved)[0]
 
 # %% ../nbs/37_backward.ipynb #bw-8
 class _SlotAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, slots, num_iters, scale, eps, gs, bs, wq, wk, wv, wih, whh, bih, bhh, gm, bm, w1, b1, w2, b2):
         (b, k, d), xt, kept = slots.shape, x.transpose(1, 2), []
-        s = slots.reshape(*wq.shape[:-2], -1, d) # rows: the slots of all images, of each run
+        s = slots.reshape(*wq.shape[:-2], -1, d)  # rows: the slots of all images, of each run
         for _ in range(num_iters):
             ss, sn, norm_s = _norm(s, gs, bs, eps)
             q0 = sn @ wq.mT
             q = (q0 @ wk).mul_(scale).view(b, k, d)
             logits = q @ xt
             attn = logits.softmax(1)
-            w = attn + EPS; total = w.sum(-1, keepdim=True); w.div_(total)
+            w = attn + EPS
+            total = w.sum(-1, keepdim=True)
+            w.div_(total)
             m = (w @ x).view_as(s)
             u = m @ wv.mT
             gi, gh = linear(u, wih, bih), linear(s, whh, bhh)
-            rz = gi[..., :2*d].add(gh[..., :2*d]).sigmoid_(); r, z = rz.chunk(2, -1); hn = gh[..., 2*d:]
-            new = torch.addcmul(gi[..., 2*d:], r, hn).tanh_()
+            rz = gi[..., : 2 * d].add(gh[..., : 2 * d]).sigmoid_()
+            r, z = rz.chunk(2, -1)
+            hn = gh[..., 2 * d :]
+            new = torch.addcmul(gi[..., 2 * d :], r, hn).tanh_()
             s1 = torch.lerp(new, s, z)
             yy, y, norm_y = _norm(s1, gm, bm, eps)
             h = linear(y, w1, b1, relu=True)
@@ -56,7 +67,8 @@ class _SlotAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, d_slots, d_logits):
         x, gs, wq, wk, wv, wih, whh, gm, w1, w2 = ctx.saved_tensors
-        if ctx.kept is None: raise RuntimeError('attend was differentiated twice; what it kept is gone')
+        if ctx.kept is None:
+            raise RuntimeError('attend was differentiated twice; what it kept is gone')
         kept, ctx.kept = ctx.kept, None
         first, b, k, d = kept[0][0][0], *kept[0][1][1].shape
         g = torch.zeros_like(first) if d_slots is None else d_slots.reshape(first.shape)
@@ -67,50 +79,99 @@ class _SlotAttention(torch.autograd.Function):
             dy = dh @ w1
             ds1 = _norm_backward(dy, gm, norm_y).add_(g)
             r, z = rz.chunk(2, -1)
-            dn = _aten.tanh_backward(ds1*(1 - z), new)
-            drz = _aten.sigmoid_backward(torch.cat([dn*hn, ds1*(s - new)], -1), rz)
-            dgi, dgh = torch.cat([drz, dn], -1), torch.cat([drz, dn*r], -1)
+            dn = _aten.tanh_backward(ds1 * (1 - z), new)
+            drz = _aten.sigmoid_backward(torch.cat([dn * hn, ds1 * (s - new)], -1), rz)
+            dgi, dgh = torch.cat([drz, dn], -1), torch.cat([drz, dn * r], -1)
             du = dgi @ wih
             dm = (du @ wv).view(b, k, d)
             dw = dm @ xt
-            da = (dw - (dw*w).sum(-1, keepdim=True)).div_(total)
+            da = (dw - (dw * w).sum(-1, keepdim=True)).div_(total)
             dl = _aten._softmax_backward_data(da, attn, 1, attn.dtype)
-            if d_logits is not None: dl += d_logits; d_logits = None
+            if d_logits is not None:
+                dl += d_logits
+                d_logits = None
             dq = (dl @ x).mul_(ctx.scale).view_as(s)
             dx.baddbmm_(torch.cat([w, dl], 1).transpose(1, 2), torch.cat([dm, q], 1))
-            dq0 = dq @ wk.mT; dsn = dq0 @ wq
+            dq0 = dq @ wk.mT
+            dsn = dq0 @ wq
             g = _norm_backward(dsn, gs, norm_s).add_(dgh @ whh).addcmul_(ds1, z)
             back.append((d_out, dh, dy, dgi, dgh, du, dq, dq0, dsn))
         # the rows of all rounds under each other: a weight's gradient is one product
         s, ss, sn, q0, m, u, yy, y, h = (torch.cat(rows, -2) for rows in zip(*(rows for rows, _ in reversed(kept))))
         d_out, dh, dy, dgi, dgh, du, dq, dq0, dsn = (torch.cat(rows, -2) for rows in zip(*back))
         del kept, back
-        return (dx, g.view(b, k, d), None, None, None, (dsn*ss).sum(-2), dsn.sum(-2), dq0.mT @ sn, q0.mT @ dq, du.mT @ m, dgi.mT @ u, dgh.mT @ s, dgi.sum(-2), dgh.sum(-2),
-                (dy*yy).sum(-2), dy.sum(-2), dh.mT @ y, dh.sum(-2), d_out.mT @ h, d_out.sum(-2))
+        return (
+            dx,
+            g.view(b, k, d),
+            None,
+            None,
+            None,
+            (dsn * ss).sum(-2),
+            dsn.sum(-2),
+            dq0.mT @ sn,
+            q0.mT @ dq,
+            du.mT @ m,
+            dgi.mT @ u,
+            dgh.mT @ s,
+            dgi.sum(-2),
+            dgh.sum(-2),
+            (dy * yy).sum(-2),
+            dy.sum(-2),
+            dh.mT @ y,
+            dh.sum(-2),
+            d_out.mT @ h,
+            d_out.sum(-2),
+        )
 
 # %% ../nbs/37_backward.ipynb #bw-9
-_PARTS = ('norm_slots.weight', 'norm_slots.bias', 'to_q.weight', 'to_k.weight', 'to_v.weight', 'gru.weight_ih', 'gru.weight_hh', 'gru.bias_ih', 'gru.bias_hh',
-          'norm_mlp.weight', 'norm_mlp.bias', 'mlp.0.weight', 'mlp.0.bias', 'mlp.2.weight', 'mlp.2.bias')
+_PARTS = (
+    'norm_slots.weight',
+    'norm_slots.bias',
+    'to_q.weight',
+    'to_k.weight',
+    'to_v.weight',
+    'gru.weight_ih',
+    'gru.weight_hh',
+    'gru.bias_ih',
+    'gru.bias_hh',
+    'norm_mlp.weight',
+    'norm_mlp.bias',
+    'mlp.0.weight',
+    'mlp.0.bias',
+    'mlp.2.weight',
+    'mlp.2.bias',
+)
+
 
 def attend(
-    module:SlotAttention, # its sizes, iterations and temperature
-    x:Tensor, # (b n d) what `module.norm_inputs` gives
-    slots:Tensor, # (b k d) initial slots
-    params:dict[str, Tensor], # by their names in the module, and which receive gradients; those of r modules are (r ...) each, and b is r times the images of each
-) -> tuple[Tensor, Tensor]: # slots (b k d), logits (b k n)
+    module: SlotAttention,  # its sizes, iterations and temperature
+    x: Tensor,  # (b n d) what `module.norm_inputs` gives
+    slots: Tensor,  # (b k d) initial slots
+    params: dict[
+        str, Tensor
+    ],  # by their names in the module, and which receive gradients; those of r modules are (r ...) each, and b is r times the images of each
+) -> tuple[Tensor, Tensor]:  # slots (b k d), logits (b k n)
     "What `module` computes behind the LayerNorm of its inputs, to be differentiated once; compiled where that can be had (`38_rounds`)."
     check_shape(slots, f'{x.shape[0]} k {x.shape[2]}', 'slots')
     way = _SlotAttention if rounds_obstacle(x, params['mlp.0.weight'].shape[-2]) else Rounds
-    return way.apply(x, slots, module.num_iters, x.shape[-1]**-.5/module.temperature, module.norm_slots.eps, *(params[name] for name in _PARTS))
+    return way.apply(
+        x,
+        slots,
+        module.num_iters,
+        x.shape[-1] ** -0.5 / module.temperature,
+        module.norm_slots.eps,
+        *(params[name] for name in _PARTS),
+    )
 
 # %% ../nbs/37_backward.ipynb #bw-9b
 class _Layers(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, eps, dtype, *layers): # weights and biases in turn
+    def forward(ctx, x, eps, dtype, *layers):  # weights and biases in turn
         weights, rows, kept = [w.to(dtype) for w in layers[::2]], _first(x, eps, dtype), []
         for i, (weight, bias) in enumerate(zip(weights, layers[1::2])):
-            if i: kept.append(rows)
-            rows = linear(rows, weight, bias if bias is None else bias.to(dtype), relu=2*i + 2 < len(layers))
+            if i:
+                kept.append(rows)
+            rows = linear(rows, weight, bias if bias is None else bias.to(dtype), relu=2 * i + 2 < len(layers))
         ctx.save_for_backward(x, *weights)
         ctx.kept, ctx.eps = kept, eps
         return rows.to(x.dtype)
@@ -118,71 +179,95 @@ class _Layers(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        if ctx.kept is None: raise RuntimeError('linear_layers was differentiated twice; what it kept is gone')
+        if ctx.kept is None:
+            raise RuntimeError('linear_layers was differentiated twice; what it kept is gone')
         (x, *weights), kept, ctx.kept, wanted, grads = ctx.saved_tensors, ctx.kept, None, ctx.needs_input_grad, []
         grad = grad.to(weights[0].dtype)
         for i, weight in reversed(list(enumerate(weights))):
             rows = kept.pop() if i else _first(x, ctx.eps, weight.dtype)
-            grads += [grad.sum(-2).to(x.dtype) if wanted[4 + 2*i] else None, weight_gradient(grad, rows).to(x.dtype)]
-            if i or wanted[0]: grad = linear(grad, weight.mT)
-            if i: _aten.threshold_backward.grad_input(grad, rows, 0, grad_input=grad)
-            del rows # before the next ones are made
+            grads += [grad.sum(-2).to(x.dtype) if wanted[4 + 2 * i] else None, weight_gradient(grad, rows).to(x.dtype)]
+            if i or wanted[0]:
+                grad = linear(grad, weight.mT)
+            if i:
+                _aten.threshold_backward.grad_input(grad, rows, 0, grad_input=grad)
+            del rows  # before the next ones are made
         if wanted[0] and ctx.eps:
             _, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], None, None, ctx.eps)
-            grad = _aten.native_layer_norm_backward(grad.to(x.dtype), x, x.shape[-1:], mean, rstd, None, None, [True, False, False])[0]
+            grad = _aten.native_layer_norm_backward(
+                grad.to(x.dtype), x, x.shape[-1:], mean, rstd, None, None, [True, False, False]
+            )[0]
         return grad.to(x.dtype) if wanted[0] else None, None, None, *grads[::-1]
 
-def _first(x, eps, dtype): return (torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps) if eps else x).to(dtype)
+
+def _first(x, eps, dtype):
+    return (torch.nn.functional.layer_norm(x, x.shape[-1:], eps=eps) if eps else x).to(dtype)
+
 
 def part_of(
-    params:dict[str, Tensor], # by their names in a module
-    name:str, # of a part of it
-) -> dict[str, Tensor]: # by their names in the part
+    params: dict[str, Tensor],  # by their names in a module
+    name: str,  # of a part of it
+) -> dict[str, Tensor]:  # by their names in the part
     "The parameters of a part."
     return {k.removeprefix(f'{name}.'): p for k, p in params.items() if k.startswith(f'{name}.')}
 
+
 def linear_layers(
-    module:nn.Sequential|nn.Linear, # one or more linear layers, ReLU between them, in front a LayerNorm without weights or none
-    x:Tensor, # (m i), or (r m i) of r modules
-    params:dict[str, Tensor], # by their names in the module, and which receive gradients; those of r modules are (r ...) each
-    precision:str='fp32', # of the products: 'fp32' or 'bf16'
-) -> Tensor: # (m o), or (r m o)
+    module: nn.Sequential
+    | nn.Linear,  # one or more linear layers, ReLU between them, in front a LayerNorm without weights or none
+    x: Tensor,  # (m i), or (r m i) of r modules
+    params: dict[
+        str, Tensor
+    ],  # by their names in the module, and which receive gradients; those of r modules are (r ...) each
+    precision: str = 'fp32',  # of the products: 'fp32' or 'bf16'
+) -> Tensor:  # (m o), or (r m o)
     "What `module` computes, to be differentiated once."
     eps = next((m.eps for m in module.modules() if isinstance(m, nn.LayerNorm)), None)
     names = [f'{name}.'.lstrip('.') for name, m in module.named_modules() if isinstance(m, nn.Linear)]
-    return _Layers.apply(x, eps, torch.bfloat16 if precision=='bf16' else x.dtype, *(params.get(name + part) for name in names for part in ('weight', 'bias')))
+    return _Layers.apply(
+        x,
+        eps,
+        torch.bfloat16 if precision == 'bf16' else x.dtype,
+        *(params.get(name + part) for name in names for part in ('weight', 'bias')),
+    )
 
 # %% ../nbs/37_backward.ipynb #bw-11
 def _mixed_calls(feats, logits, target, temperature, runs):
     "`mixed_gradients` of `38_rounds` as calls of torch."
-    masks = (logits/temperature).softmax(1)
+    masks = (logits / temperature).softmax(1)
     error = (masks.transpose(1, 2) @ feats).sub_(target)
     flat = error.view(runs, -1)
-    mse = torch.linalg.vector_norm(flat, dim=1).square()/flat.shape[1] # vecdot would write the squares down
-    d_recon = error.mul_(2/flat.shape[1])
-    return mse, masks @ d_recon, _aten._softmax_backward_data(feats @ d_recon.transpose(1, 2), masks, 1, masks.dtype).div_(temperature)
+    mse = torch.linalg.vector_norm(flat, dim=1).square() / flat.shape[1]  # vecdot would write the squares down
+    d_recon = error.mul_(2 / flat.shape[1])
+    return (
+        mse,
+        masks @ d_recon,
+        _aten._softmax_backward_data(feats @ d_recon.transpose(1, 2), masks, 1, masks.dtype).div_(temperature),
+    )
+
 
 class _MixedMSE(torch.autograd.Function):
     @staticmethod
     def forward(ctx, feats, logits, target, temperature, runs):
-        way = _mixed_calls if logits.dtype!=target.dtype or rounds_obstacle(target, 16) else mixed_gradients
+        way = _mixed_calls if logits.dtype != target.dtype or rounds_obstacle(target, 16) else mixed_gradients
         mse, *ctx.grads = way(feats, logits, target, temperature, runs)
         return mse
 
     @staticmethod
     @once_differentiable
     def backward(ctx, upstream):
-        if ctx.grads is None: raise RuntimeError('mixed_mse was differentiated twice; its gradients are handed out once')
+        if ctx.grads is None:
+            raise RuntimeError('mixed_mse was differentiated twice; its gradients are handed out once')
         grads, ctx.grads = [g.view(len(upstream), -1).mul_(upstream[:, None]).view_as(g) for g in ctx.grads], None
         return *grads, None, None, None
 
+
 def mixed_mse(
-    feats:Tensor, # (b k d) what each slot adds to the patches that it wins
-    logits:Tensor, # (b k n) of slot attention
-    target:Tensor, # (b n d) features; gets no gradient
-    temperature:float|Tensor=1., # of the masks; a number an image is (b 1 1)
-    runs:int=1, # that the images belong to, in equal shares
-) -> Tensor: # (runs)
+    feats: Tensor,  # (b k d) what each slot adds to the patches that it wins
+    logits: Tensor,  # (b k n) of slot attention
+    target: Tensor,  # (b n d) features; gets no gradient
+    temperature: float | Tensor = 1.0,  # of the masks; a number an image is (b 1 1)
+    runs: int = 1,  # that the images belong to, in equal shares
+) -> Tensor:  # (runs)
     "`feature_mse(decoder(slots, logits).recon, target)` of the attention decoder, its gradients computed on the way."
     check_shape(target, f'{len(feats)} {logits.shape[-1]} {feats.shape[-1]}', 'target')
     return _MixedMSE.apply(feats.to(target.dtype), logits, target, temperature, runs)

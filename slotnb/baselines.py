@@ -12,36 +12,40 @@ from .core import SlotnbError
 
 # %% ../nbs/43_baselines.ipynb #cell-9
 def truth_masks(
-    segmentation:np.ndarray, # (H W) ints, 0 = background; H and W are at least the grid's
-    grid:tuple[int, int], # (h, w) patches
-    soft:bool=False, # True: the share of the patch that each segment has; False: all to the largest
-) -> np.ndarray: # (k n) masks that sum to 1 over k; k = largest id + 1
+    segmentation: np.ndarray,  # (H W) ints, 0 = background; H and W are at least the grid's
+    grid: tuple[int, int],  # (h, w) patches
+    soft: bool = False,  # True: the share of the patch that each segment has; False: all to the largest
+) -> np.ndarray:  # (k n) masks that sum to 1 over k; k = largest id + 1
     "The true segments as a model's masks could best show them: the ceiling of the grid."
     (H, W), (h, w) = segmentation.shape, grid
-    if H < h or W < w: raise SlotnbError(f'a {H}x{W} segmentation does not divide into {h}x{w} patches')
-    patch = (np.arange(H)*h//H)[:, None]*w + np.arange(W)*w//W
+    if H < h or W < w:
+        raise SlotnbError(f'a {H}x{W} segmentation does not divide into {h}x{w} patches')
+    patch = (np.arange(H) * h // H)[:, None] * w + np.arange(W) * w // W
     k = int(segmentation.max()) + 1
-    share = np.bincount((segmentation*h*w + patch).ravel(), minlength=k*h*w).reshape(k, h*w)/np.bincount(patch.ravel())
+    share = np.bincount((segmentation * h * w + patch).ravel(), minlength=k * h * w).reshape(k, h * w) / np.bincount(
+        patch.ravel()
+    )
     return share if soft else np.eye(len(share))[:, share.argmax(0)]
 
 # %% ../nbs/43_baselines.ipynb #cell-12
 def block_masks(
-    grid:tuple[int, int], # (h, w) patches
-    rows:int=3, # blocks from top to bottom
-    cols:int=4, # blocks from left to right
-) -> np.ndarray: # (k n) masks of 0 and 1, k = rows*cols
+    grid: tuple[int, int],  # (h, w) patches
+    rows: int = 3,  # blocks from top to bottom
+    cols: int = 4,  # blocks from left to right
+) -> np.ndarray:  # (k n) masks of 0 and 1, k = rows*cols
     "Fixed blocks, the same for every image."
     h, w = grid
-    if not (1 <= rows <= h and 1 <= cols <= w): raise SlotnbError(f'{rows}x{cols} blocks do not fit a {h}x{w} grid')
-    block = (np.arange(h)*rows//h)[:, None]*cols + np.arange(w)*cols//w
-    return np.eye(rows*cols)[:, block.ravel()]
+    if not (1 <= rows <= h and 1 <= cols <= w):
+        raise SlotnbError(f'{rows}x{cols} blocks do not fit a {h}x{w} grid')
+    block = (np.arange(h) * rows // h)[:, None] * cols + np.arange(w) * cols // w
+    return np.eye(rows * cols)[:, block.ravel()]
 
 # %% ../nbs/43_baselines.ipynb #cell-15
 def kmeans_masks(
-    feats:torch.Tensor|np.ndarray, # (n d) features of one image
-    k:int=11, # clusters; 11 as the model has slots
-    seed:int=0, # of the start; the best of 4 starts is kept
-) -> np.ndarray: # (k n) masks of 0 and 1
+    feats: torch.Tensor | np.ndarray,  # (n d) features of one image
+    k: int = 11,  # clusters; 11 as the model has slots
+    seed: int = 0,  # of the start; the best of 4 starts is kept
+) -> np.ndarray:  # (k n) masks of 0 and 1
     "k-means on the features of one image alone (scikit-learn's, with k-means++ starts)."
     feats = torch.as_tensor(feats).detach().float().cpu().numpy()
     if feats.ndim != 2 or not 1 <= k <= len(feats):

@@ -32,557 +32,1095 @@ from .report import render_notebook
 from .step import TrainStep, adam
 from .study import Arm, Estimate, collect, curves, estimate, paired, plan_study, run_study
 from .sweep import score_floors
-from .train import TrainConfig, build, frozen_backbone, load_run, load_tensors, look_at_held_out, open_split, predict, prepare, save_tensors, train_epoch, versions
+from slotnb.train import (
+    TrainConfig,
+    build,
+    frozen_backbone,
+    load_run,
+    load_tensors,
+    look_at_held_out,
+    open_split,
+    predict,
+    prepare,
+    save_tensors,
+    train_epoch,
+    versions,
+)
 
 # %% ../nbs/55_claims.ipynb #cl-5
-RECIPE = dict(normalizer='instance', projection='mlp', num_slots=11, slot_dim=128, num_iters=3, attn_temperature=1., slot_init='random', decoder='attention', hidden_dim=512, mask_temperature=.5, weight_init='xavier',
-              diversity_weight=.1, batch_size=2, lr=.0004, warmup_epochs=5, clip_norm=1.) # of `base`, whatever the library's defaults become
-SCALES = (.47, 2.41, 3.74) # the report's feature stds: CLIP, DINOv2, DINOv1
+RECIPE = dict(
+    normalizer='instance',
+    projection='mlp',
+    num_slots=11,
+    slot_dim=128,
+    num_iters=3,
+    attn_temperature=1.0,
+    slot_init='random',
+    decoder='attention',
+    hidden_dim=512,
+    mask_temperature=0.5,
+    weight_init='xavier',
+    diversity_weight=0.1,
+    batch_size=2,
+    lr=0.0004,
+    warmup_epochs=5,
+    clip_norm=1.0,
+)  # of `base`, whatever the library's defaults become
+SCALES = (0.47, 2.41, 3.74)  # the report's feature stds: CLIP, DINOv2, DINOv1
 SMALL = dict(slot_dim=64, hidden_dim=128)
 MLP = SMALL | dict(decoder='mlp')
 
-def _scaled(std, name='', **more): return Arm(f'std{std}{name}', f'raw features rescaled to std {std:g}, no normalization', dict(normalizer='none', feature_std=std) | more)
 
-QUESTIONS = { # name: arms
+def _scaled(std, name='', **more):
+    return Arm(
+        f'std{std}{name}',
+        f'raw features rescaled to std {std:g}, no normalization',
+        dict(normalizer='none', feature_std=std) | more,
+    )
+
+
+QUESTIONS = {  # name: arms
     'base': [Arm('base', "the report's recipe with masks tied to slot attention")],
     'normalization': [
         *(Arm(k, f'normalizer {k}', dict(normalizer=k)) for k in ('none', 'token', 'dataset')),
         *map(_scaled, SCALES),
-        *(_scaled(s, '-loss', diversity_weight=.1*s*s, clip_norm=s*s) for s in (.47, 3.74)),
-        *(_scaled(s, '-lr', lr=.0004*s) for s in (.47, 3.74)),
+        *(_scaled(s, '-loss', diversity_weight=0.1 * s * s, clip_norm=s * s) for s in (0.47, 3.74)),
+        *(_scaled(s, '-lr', lr=0.0004 * s) for s in (0.47, 3.74)),
         Arm('bare', 'no LayerNorm in front of the projection', dict(projection='bare')),
-        *(Arm(f'bare-std{s}', f'neither LayerNorm nor normalization, std {s:g}', dict(projection='bare', normalizer='none', feature_std=s)) for s in SCALES)],
+        *(
+            Arm(
+                f'bare-std{s}',
+                f'neither LayerNorm nor normalization, std {s:g}',
+                dict(projection='bare', normalizer='none', feature_std=s),
+            )
+            for s in SCALES
+        ),
+    ],
     'target': [
         Arm('learnt', 'the target passes through a learnt 384 to 384 layer', dict(normalizer='none', target='learnt')),
-        Arm('learnt-instance', 'and through instance normalization behind it', dict(normalizer='none', target='learnt_instance')),
-        Arm('learnt-long', 'the same for 200 epochs, as the report trained; beside it stands the arm long', dict(normalizer='none', target='learnt_instance', num_epochs=200))],
-    'temperature': [Arm('mask1.0', 'mask temperature 1', dict(mask_temperature=1.)), Arm('mask0.25', 'mask temperature 1/4', dict(mask_temperature=.25)),
-        *(Arm(f'attn{t:g}', f"slot attention's own softmax at temperature {t:g}", dict(attn_temperature=t)) for t in (.5, .2, .1, .05, .02))],
+        Arm(
+            'learnt-instance',
+            'and through instance normalization behind it',
+            dict(normalizer='none', target='learnt_instance'),
+        ),
+        Arm(
+            'learnt-long',
+            'the same for 200 epochs, as the report trained; beside it stands the arm long',
+            dict(normalizer='none', target='learnt_instance', num_epochs=200),
+        ),
+    ],
+    'temperature': [
+        Arm('mask1.0', 'mask temperature 1', dict(mask_temperature=1.0)),
+        Arm('mask0.25', 'mask temperature 1/4', dict(mask_temperature=0.25)),
+        *(
+            Arm(f'attn{t:g}', f"slot attention's own softmax at temperature {t:g}", dict(attn_temperature=t))
+            for t in (0.5, 0.2, 0.1, 0.05, 0.02)
+        ),
+    ],
     'recipe': [
         Arm('linear', 'the projection has one layer', dict(projection='linear')),
         Arm('torch-init', "PyTorch's initialisation instead of Xavier's", dict(weight_init='torch')),
-        Arm('div0', 'no slot diversity term', dict(diversity_weight=0.)), Arm('div1', 'slot diversity weight 1', dict(diversity_weight=1.)),
-        Arm('learned', 'one learnt start a slot', dict(slot_init='learned')), Arm('kmeans', 'slots start at k-means centres', dict(slot_init='kmeans'))],
+        Arm('div0', 'no slot diversity term', dict(diversity_weight=0.0)),
+        Arm('div1', 'slot diversity weight 1', dict(diversity_weight=1.0)),
+        Arm('learned', 'one learnt start a slot', dict(slot_init='learned')),
+        Arm('kmeans', 'slots start at k-means centres', dict(slot_init='kmeans')),
+    ],
     'batch': [
-        Arm('b16', 'batch 16, the same rate', dict(batch_size=16)), Arm('b16-lr2.8', 'batch 16, rate times the root of 8', dict(batch_size=16, lr=.0004*8**.5)),
-        Arm('b16-lr8', 'batch 16, rate times 8', dict(batch_size=16, lr=.0032)),
-        Arm('b16-lr8-noclip', 'and no clipping', dict(batch_size=16, lr=.0032, clip_norm=1e9)),
-        Arm('b16-lr8-nowarm', 'batch 16, rate times 8, clipped, without warm-up', dict(batch_size=16, lr=.0032, warmup_epochs=0)),
-        Arm('b12-lr6', 'batch 12, rate times 6', dict(batch_size=12, lr=.0024))],
+        Arm('b16', 'batch 16, the same rate', dict(batch_size=16)),
+        Arm('b16-lr2.8', 'batch 16, rate times the root of 8', dict(batch_size=16, lr=0.0004 * 8**0.5)),
+        Arm('b16-lr8', 'batch 16, rate times 8', dict(batch_size=16, lr=0.0032)),
+        Arm('b16-lr8-noclip', 'and no clipping', dict(batch_size=16, lr=0.0032, clip_norm=1e9)),
+        Arm(
+            'b16-lr8-nowarm',
+            'batch 16, rate times 8, clipped, without warm-up',
+            dict(batch_size=16, lr=0.0032, warmup_epochs=0),
+        ),
+        Arm('b12-lr6', 'batch 12, rate times 6', dict(batch_size=12, lr=0.0024)),
+    ],
     'slots': [Arm(f'k{k}', f'{k} slots', dict(num_slots=k)) for k in (3, 5, 7, 9, 13)],
     'features': [
         *(Arm(f'layer{l}', f'tokens of block {l} instead of the last', dict(layer=l)) for l in (2, 5, 8)),
         Arm('no-final-norm', 'the last block without the final norm', dict(final_norm=False)),
-        *(Arm(f, f'the last block, its {f} instead of its token', dict(facet=f)) for f in ('query', 'key', 'value'))],
+        *(Arm(f, f'the last block, its {f} instead of its token', dict(facet=f)) for f in ('query', 'key', 'value')),
+    ],
     'resolution': [Arm('px448', '448 px, 1,024 patches', dict(resolution='448', grid_size='native'))],
     'collapse': [
         Arm('tied', 'masks tied to slot attention, as narrow as the MLP decoder', SMALL),
         Arm('mlp', 'the MLP broadcast decoder', MLP),
-        Arm('mlp-pos1', 'positions start at std 1 instead of 0.02', MLP | dict(pos_std=1.)),
-        Arm('mlp-slots0.1', 'slots start at std 0.1 instead of 1', MLP | dict(slot_std=.1)),
-        Arm('mlp-slots4', 'slots start at std 4', MLP | dict(slot_std=4.)),
+        Arm('mlp-pos1', 'positions start at std 1 instead of 0.02', MLP | dict(pos_std=1.0)),
+        Arm('mlp-slots0.1', 'slots start at std 0.1 instead of 1', MLP | dict(slot_std=0.1)),
+        Arm('mlp-slots4', 'slots start at std 4', MLP | dict(slot_std=4.0)),
         Arm('mlp-hidden32', 'a quarter of the hidden width', MLP | dict(hidden_dim=32)),
         Arm('mlp-linear', 'the projection has one layer', MLP | dict(projection='linear')),
         Arm('mlp-kmeans', 'slots start at k-means centres', MLP | dict(slot_init='kmeans')),
         Arm('mlp-warm', 'starts from the slot attention that tied masks trained', MLP, needs='tied'),
-        Arm('mlp-long', 'four times as long', MLP | dict(num_epochs=120))],
+        Arm('mlp-long', 'four times as long', MLP | dict(num_epochs=120)),
+    ],
     'backbones': [Arm(b, f'the backbone {b}', dict(backbone=b)) for b in ('dino_vits16', 'clip_vitb16')],
     'long': [Arm('long', '200 epochs', dict(num_epochs=200))],
 }
 ARMS = {a.name: a for arms in QUESTIONS.values() for a in arms}
 
 # %% ../nbs/55_claims.ipynb #cl-5c
-CHOICES = ('normalizer', 'projection', 'attn_temperature', 'mask_temperature', 'weight_init', 'diversity_weight', 'slot_init')
+CHOICES = (
+    'normalizer',
+    'projection',
+    'attn_temperature',
+    'mask_temperature',
+    'weight_init',
+    'diversity_weight',
+    'slot_init',
+)
 
-def _improves(rows, arm, base): return all(paired(rows, arm, base, c).low > 0 for c in ('fg_ari_seen', 'mbo_seen'))
+
+def _improves(rows, arm, base):
+    return all(paired(rows, arm, base, c).low > 0 for c in ('fg_ari_seen', 'mbo_seen'))
+
 
 def winners(
-    rows:pd.DataFrame, # of `collect`
-) -> dict: # field of `TrainConfig`: its value; without those that stay
+    rows: pd.DataFrame,  # of `collect`
+) -> dict:  # field of `TrainConfig`: its value; without those that stay
     "Which single changes improve the masks of the training scenes."
     won = {}
     for f in CHOICES:
-        good = [a for a in ARMS.values() if set(a.settings)=={f} and a.name in set(rows.arm) and _improves(rows, a.name, 'base')]
-        if good: won |= max(good, key=lambda a: rows[rows.arm==a.name].mbo_seen.mean()).settings
+        good = [
+            a
+            for a in ARMS.values()
+            if set(a.settings) == {f} and a.name in set(rows.arm) and _improves(rows, a.name, 'base')
+        ]
+        if good:
+            won |= max(good, key=lambda a: rows[rows.arm == a.name].mbo_seen.mean()).settings
     return won
 
+
 def chosen_defaults(
-    rows:pd.DataFrame, # of `collect`, with the arms best-long and long
-) -> dict: # as `winners`; empty when the long runs do not confirm them
+    rows: pd.DataFrame,  # of `collect`, with the arms best-long and long
+) -> dict:  # as `winners`; empty when the long runs do not confirm them
     "What the library's defaults become."
     return winners(rows) if _improves(rows, 'best-long', 'long') else {}
 
 # %% ../nbs/55_claims.ipynb #cl-7
 def _finished(plan, arms):
     "(arm, configuration) of every run of these arms that was scored."
-    return [(arm, c) for arm in arms for c in plan.get(arm, []) if (c.run_dir/'study.json').exists()]
+    return [(arm, c) for arm in arms for c in plan.get(arm, []) if (c.run_dir / 'study.json').exists()]
+
 
 def feature_rows(
-    arms:list[Arm], # those whose features differ
-    base:dict, # fields of `TrainConfig` that all share
-    seeds:Iterable[int], # of k-means
-    show_progress:bool=True,
-) -> pd.DataFrame: # one row an arm
+    arms: list[Arm],  # those whose features differ
+    base: dict,  # fields of `TrainConfig` that all share
+    seeds: Iterable[int],  # of k-means
+    show_progress: bool = True,
+) -> pd.DataFrame:  # one row an arm
     "Measures of the bare features of the training scenes: those of `feature_stats` (raw), and without units the rest; k-means masks after instance normalization."
     rows = []
     for arm in tqdm(arms, 'bare features', unit='set', disable=not show_progress):
-        config = TrainConfig(**(base | arm.settings)); data = prepare(config, show_progress=False)
+        config = TrainConfig(**(base | arm.settings))
+        data = prepare(config, show_progress=False)
         raw, grid, scenes = data.seen.load(), frozen_backbone(config).grid, list(data.scenes['train'])
         x = Normalizer('instance')(raw)
-        masks = [evaluate_masks(scenes, [kmeans_masks(f, config.num_slots, s) for f in x], 'kmeans', grid).mean(numeric_only=True) for s in seeds]
-        rows.append(dict(arm=arm.name) | feature_stats(raw) | dict(effective_rank=effective_rank(spectrum(x)), neighbour_cosine=neighbour_cosine(x, grid))
-                    | {k: float(np.mean([m[k] for m in masks])) for k in ('fg_ari_kmeans', 'ari_kmeans', 'mbo_kmeans')})
+        masks = [
+            evaluate_masks(scenes, [kmeans_masks(f, config.num_slots, s) for f in x], 'kmeans', grid).mean(
+                numeric_only=True
+            )
+            for s in seeds
+        ]
+        rows.append(
+            dict(arm=arm.name)
+            | feature_stats(raw)
+            | dict(effective_rank=effective_rank(spectrum(x)), neighbour_cosine=neighbour_cosine(x, grid))
+            | {k: float(np.mean([m[k] for m in masks])) for k in ('fg_ari_kmeans', 'ari_kmeans', 'mbo_kmeans')}
+        )
     return pd.DataFrame(rows)
 
+
 def temperature_rows(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`, run
-    arms:tuple[str, ...]=('mask1.0', 'base', 'mask0.25'), # trained at other temperatures
-    at:tuple[float, ...]=(2., 1., .5, .25, .1), # temperatures of the masks at test time
-) -> pd.DataFrame: # one row an arm, seed and temperature
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`, run
+    arms: tuple[str, ...] = ('mask1.0', 'base', 'mask0.25'),  # trained at other temperatures
+    at: tuple[float, ...] = (2.0, 1.0, 0.5, 0.25, 0.1),  # temperatures of the masks at test time
+) -> pd.DataFrame:  # one row an arm, seed and temperature
     "The same trained models, their masks at other temperatures, on the test scenes."
     rows = []
     for arm, c in _finished(plan, arms):
-        run = load_run(c.run_dir); data = prepare(c, show_progress=False); test = run.normalizer(data.test[:])
+        run = load_run(c.run_dir)
+        data = prepare(c, show_progress=False)
+        test = run.normalizer(data.test[:])
         for t in at:
             run.model.decoder.mask_temperature = t
             out = predict(run.model, test, c.seed)
-            scores = evaluate_masks(data.scenes['test'], out.masks, 'masks', tuple(run.record['grid'])).mean(numeric_only=True)
-            rows.append(dict(arm=arm, seed=c.seed, trained_at=c.mask_temperature, at=t, fvu=fvu(out.recon, test).item(), mask_max=slot_stats(out.slots, out.masks)['mask_max'],
-                             fg_ari=scores.fg_ari_masks, mbo=scores.mbo_masks))
+            scores = evaluate_masks(data.scenes['test'], out.masks, 'masks', tuple(run.record['grid'])).mean(
+                numeric_only=True
+            )
+            rows.append(
+                dict(
+                    arm=arm,
+                    seed=c.seed,
+                    trained_at=c.mask_temperature,
+                    at=t,
+                    fvu=fvu(out.recon, test).item(),
+                    mask_max=slot_stats(out.slots, out.masks)['mask_max'],
+                    fg_ari=scores.fg_ari_masks,
+                    mbo=scores.mbo_masks,
+                )
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/55_claims.ipynb #cl-8
-EDGE = 4 # pixels from a border of the truth that count as edge, in images of 256
+EDGE = 4  # pixels from a border of the truth that count as edge, in images of 256
+
 
 def regions(
-    segmentation:np.ndarray, # (h w) ints, 0 = background
-    materials:list[str], # of object 1, 2, ...
-) -> np.ndarray: # (h w) of 'metal edge', 'metal inside', 'rubber edge', ... 'floor inside'
+    segmentation: np.ndarray,  # (h w) ints, 0 = background
+    materials: list[str],  # of object 1, 2, ...
+) -> np.ndarray:  # (h w) of 'metal edge', 'metal inside', 'rubber edge', ... 'floor inside'
     "Where a pixel lies: on what, and whether near a border of the truth."
     border = np.zeros(segmentation.shape, bool)
-    border[:, 1:] |= segmentation[:, 1:]!=segmentation[:, :-1]; border[1:] |= segmentation[1:]!=segmentation[:-1]
+    border[:, 1:] |= segmentation[:, 1:] != segmentation[:, :-1]
+    border[1:] |= segmentation[1:] != segmentation[:-1]
     near = ndimage.distance_transform_edt(~border) <= EDGE
     what = np.array(['floor', *materials], dtype=object)[segmentation]
     return what + np.where(near, ' edge', ' inside')
 
+
 def calibration_rows(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`, run
-    arms:tuple[str, ...]=('base',), # whose masks
-    bins:int=10, # of entropy
-) -> pd.DataFrame: # one row an arm, seed, region and bin: pixels, how many are wrong, sum of their entropy
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`, run
+    arms: tuple[str, ...] = ('base',),  # whose masks
+    bins: int = 10,  # of entropy
+) -> pd.DataFrame:  # one row an arm, seed, region and bin: pixels, how many are wrong, sum of their entropy
     "Entropy of the soft masks (0 to 1, of the most there can be) against error: a pixel is wrong when its slot mostly covers another true segment."
     rows = []
     for arm, c in _finished(plan, arms):
-        scenes = open_split(c, 'test', False); soft = load_tensors(c.run_dir/'test_masks.safetensors')[0]['masks'].float()
-        grid, table = tuple(read_json(c.run_dir/'config.json')['backbone']['grid']), []
+        scenes = open_split(c, 'test', False)
+        soft = load_tensors(c.run_dir / 'test_masks.safetensors')[0]['masks'].float()
+        grid, table = tuple(read_json(c.run_dir / 'config.json')['backbone']['grid']), []
         for s, m in zip(scenes, soft):
-            big = torch.nn.functional.interpolate(m.view(1, -1, *grid), s.segmentation.shape, mode='bilinear', align_corners=False)[0].clamp(min=0)
-            big = big/big.sum(0); entropy = (torch.special.entr(big).sum(0)/math.log(len(big))).numpy()
-            slot = hard_masks(m, s.segmentation.shape, grid); n = int(s.segmentation.max()) + 1
-            owner = np.bincount((slot*n + s.segmentation).ravel(), minlength=len(big)*n).reshape(-1, n).argmax(1)
-            table.append(pd.DataFrame(dict(region=regions(s.segmentation, s.materials).ravel(), bin=np.minimum((entropy*bins).astype(int), bins - 1).ravel(),
-                                           wrong=(owner[slot]!=s.segmentation).ravel(), entropy=entropy.ravel())))
-        g = pd.concat(table).groupby(['region', 'bin']).agg(pixels=('wrong', 'size'), wrong=('wrong', 'sum'), entropy=('entropy', 'sum')).reset_index()
+            big = torch.nn.functional.interpolate(
+                m.view(1, -1, *grid), s.segmentation.shape, mode='bilinear', align_corners=False
+            )[0].clamp(min=0)
+            big = big / big.sum(0)
+            entropy = (torch.special.entr(big).sum(0) / math.log(len(big))).numpy()
+            slot = hard_masks(m, s.segmentation.shape, grid)
+            n = int(s.segmentation.max()) + 1
+            owner = np.bincount((slot * n + s.segmentation).ravel(), minlength=len(big) * n).reshape(-1, n).argmax(1)
+            table.append(
+                pd.DataFrame(
+                    dict(
+                        region=regions(s.segmentation, s.materials).ravel(),
+                        bin=np.minimum((entropy * bins).astype(int), bins - 1).ravel(),
+                        wrong=(owner[slot] != s.segmentation).ravel(),
+                        entropy=entropy.ravel(),
+                    )
+                )
+            )
+        g = (
+            pd.concat(table)
+            .groupby(['region', 'bin'])
+            .agg(pixels=('wrong', 'size'), wrong=('wrong', 'sum'), entropy=('entropy', 'sum'))
+            .reset_index()
+        )
         rows.append(g.assign(arm=arm, seed=c.seed))
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
+
 def scene_rows(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`, run
-    arms:tuple[str, ...]=('base', *(a.name for a in QUESTIONS['slots'])), # whose scenes
-) -> pd.DataFrame: # one row an arm, seed and test scene
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`, run
+    arms: tuple[str, ...] = ('base', *(a.name for a in QUESTIONS['slots'])),  # whose scenes
+) -> pd.DataFrame:  # one row an arm, seed and test scene
     "Scores scene by scene, with the number of objects that can be seen."
     rows = []
     for arm, c in _finished(plan, arms):
         seen = {s.name: len(np.setdiff1d(s.segmentation, [0])) for s in open_split(c, 'test', False)}
-        table = pd.read_csv(c.run_dir/'test_scenes.csv')
-        rows.append(pd.DataFrame(dict(arm=arm, seed=c.seed, num_slots=c.num_slots, scene=table.scene, objects=table.scene.map(seen), fg_ari=table.fg_ari_attn, ari=table.ari_attn, mbo=table.mbo_attn)))
+        table = pd.read_csv(c.run_dir / 'test_scenes.csv')
+        rows.append(
+            pd.DataFrame(
+                dict(
+                    arm=arm,
+                    seed=c.seed,
+                    num_slots=c.num_slots,
+                    scene=table.scene,
+                    objects=table.scene.map(seen),
+                    fg_ari=table.fg_ari_attn,
+                    ari=table.ari_attn,
+                    mbo=table.mbo_attn,
+                )
+            )
+        )
     return pd.concat(rows, ignore_index=True) if rows else pd.DataFrame()
 
+
 def object_rows(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`, run
-    arms:tuple[str, ...]=('base',), # whose masks
-) -> pd.DataFrame: # one row an arm, seed and visible object of the test scenes
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`, run
+    arms: tuple[str, ...] = ('base',),  # whose masks
+) -> pd.DataFrame:  # one row an arm, seed and visible object of the test scenes
     "Each object by itself: what it is, how many pixels of it are seen, and its best overlap before and after refining."
     rows = []
     for arm, c in _finished(plan, arms):
-        attn = load_tensors(c.run_dir/'test_masks.safetensors')[0]['attn'].float(); grid = tuple(read_json(c.run_dir/'config.json')['backbone']['grid'])
+        attn = load_tensors(c.run_dir / 'test_masks.safetensors')[0]['attn'].float()
+        grid = tuple(read_json(c.run_dir / 'config.json')['backbone']['grid'])
         for s, m in zip(open_split(c, 'test', False), attn):
-            found = best_overlap(s.segmentation, hard_masks(m, s.segmentation.shape, grid)), best_overlap(s.segmentation, refine_masks(s.image, m, grid=grid))
+            found = (
+                best_overlap(s.segmentation, hard_masks(m, s.segmentation.shape, grid)),
+                best_overlap(s.segmentation, refine_masks(s.image, m, grid=grid)),
+            )
             for i, (coarse, fine) in enumerate(zip(*found)):
-                if np.isnan(coarse): continue
-                o, pixels = s.instances[i], int((s.segmentation==i + 1).sum())
-                rows.append(dict(arm=arm, seed=c.seed, scene=s.name, object=i + 1, material=s.materials[i], shape=o.get('shape_label', o.get('shape', '')),
-                                 color=o.get('color_label', ''), pixels=pixels, objects=len(s.instances), overlap=coarse, overlap_refined=fine))
+                if np.isnan(coarse):
+                    continue
+                o, pixels = s.instances[i], int((s.segmentation == i + 1).sum())
+                rows.append(
+                    dict(
+                        arm=arm,
+                        seed=c.seed,
+                        scene=s.name,
+                        object=i + 1,
+                        material=s.materials[i],
+                        shape=o.get('shape_label', o.get('shape', '')),
+                        color=o.get('color_label', ''),
+                        pixels=pixels,
+                        objects=len(s.instances),
+                        overlap=coarse,
+                        overlap_refined=fine,
+                    )
+                )
     return pd.DataFrame(rows)
 
 # %% ../nbs/55_claims.ipynb #cl-9
 def _seconds(f, times=3):
     "Median of a few calls, after one that is not counted."
-    f(); took = []
-    for _ in range(times): start = time.perf_counter(); f(); took.append(time.perf_counter() - start)
+    f()
+    took = []
+    for _ in range(times):
+        start = time.perf_counter()
+        f()
+        took.append(time.perf_counter() - start)
     return float(np.median(took))
 
+
 def gflop_per_image(
-    net:ViTBackbone,
-    images:torch.Tensor, # (b 3 h w) uint8
-) -> float: # a multiplication and an addition count as two
+    net: ViTBackbone,
+    images: torch.Tensor,  # (b 3 h w) uint8
+) -> float:  # a multiplication and an addition count as two
     "Operations of the matrix products of a forward pass."
     fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False) # in one piece open_clip's attention would not be counted
+    torch.backends.mha.set_fastpath_enabled(False)  # in one piece open_clip's attention would not be counted
     try:
-        with FlopCounterMode(display=False) as count: net(images)
-    finally: torch.backends.mha.set_fastpath_enabled(fast)
-    return count.get_total_flops()/len(images)/1e9
+        with FlopCounterMode(display=False) as count:
+            net(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
+    return count.get_total_flops() / len(images) / 1e9
 
-def _decoded(samples): return torch.stack([torch.tensor(s.image) for s in samples]) # (b h w 3)
+
+def _decoded(samples):
+    return torch.stack([torch.tensor(s.image) for s in samples])  # (b h w 3)
+
 
 def time_rows(
-    config:TrainConfig,
-    workers:tuple[int, ...]=(0, 2, 8), # of the loader
-) -> dict: # seconds
+    config: TrainConfig,
+    workers: tuple[int, ...] = (0, 2, 8),  # of the loader
+) -> dict:  # seconds
     "Where an epoch's time goes when features are cached, and what it would be if the backbone were asked every time."
     data, device = prepare(config, show_progress=False), default_device(config.device)
     norm = Normalizer(config.normalizer, data.train.shape[-1]).fit(data.train).to(device)
     train, val = norm(data.train[:].to(device)), norm(data.val[:].to(device))
-    model = build(config, *train.shape[:0:-1]).to(device); step = TrainStep(model, adam(model.parameters(), config.lr), config.diversity_weight, config.clip_norm)
+    model = build(config, *train.shape[:0:-1]).to(device)
+    step = TrainStep(model, adam(model.parameters(), config.lr), config.diversity_weight, config.clip_norm)
     scenes = len(data.seen)
-    out = dict(device=str(device), scenes=scenes, steps=-(-len(train)//config.batch_size), steps_seconds=_seconds(lambda: train_epoch(step, train, config, 0)),
-        held_out_seconds=_seconds(lambda: look_at_held_out(model, val, 0)), read_and_normalise_seconds=_seconds(lambda: norm(data.train[:].to(device))))
+    out = dict(
+        device=str(device),
+        scenes=scenes,
+        steps=-(-len(train) // config.batch_size),
+        steps_seconds=_seconds(lambda: train_epoch(step, train, config, 0)),
+        held_out_seconds=_seconds(lambda: look_at_held_out(model, val, 0)),
+        read_and_normalise_seconds=_seconds(lambda: norm(data.train[:].to(device))),
+    )
     out['epoch_seconds'] = out['steps_seconds'] + out['held_out_seconds']
-    out['train_images'] = len(train); out['batch_seconds'] = {str(b): _seconds(lambda: train_epoch(step, train, replace(config, batch_size=b), 0)) for b in (2, 12, 16) if b <= len(train)}
+    out['train_images'] = len(train)
+    out['batch_seconds'] = {
+        str(b): _seconds(lambda: train_epoch(step, train, replace(config, batch_size=b), 0))
+        for b in (2, 12, 16)
+        if b <= len(train)
+    }
     images = _decoded([data.scenes['train'][i] for i in range(2)]).permute(0, 3, 1, 2)
-    for name in ('dinov2_vits14', 'dino_vits16', 'clip_vitb16'): # neither speed nor FLOPs depend on the weights
+    for name in ('dinov2_vits14', 'dino_vits16', 'clip_vitb16'):  # neither speed nor FLOPs depend on the weights
         net = ViTBackbone(name, 'random', device=config.device)
-        out[name] = dict(gflop_per_image=gflop_per_image(net, images), forward_seconds_per_image=_seconds(lambda: net(images))/2)
-    out['read_images_per_second'] = {str(w): scenes/_seconds(lambda: [None for _ in DataLoader(data.scenes['train'], 2, num_workers=w, collate_fn=_decoded, pin_memory=device.type=='cuda')], 1) for w in workers}
+        out[name] = dict(
+            gflop_per_image=gflop_per_image(net, images), forward_seconds_per_image=_seconds(lambda: net(images)) / 2
+        )
+    out['read_images_per_second'] = {
+        str(w): scenes
+        / _seconds(
+            lambda: [
+                None
+                for _ in DataLoader(
+                    data.scenes['train'], 2, num_workers=w, collate_fn=_decoded, pin_memory=device.type == 'cuda'
+                )
+            ],
+            1,
+        )
+        for w in workers
+    }
     return out
 
 # %% ../nbs/55_claims.ipynb #cl-11
 @dataclass(frozen=True)
 class Evidence:
     "What was measured."
-    rows:pd.DataFrame # of `collect`
-    features:pd.DataFrame # of `feature_rows`
-    floors:pd.DataFrame # of `slotnb.sweep.score_floors`
-    times:dict # of `time_rows`
-    missing:dict # backbone: why it could not be had
+
+    rows: pd.DataFrame  # of `collect`
+    features: pd.DataFrame  # of `feature_rows`
+    floors: pd.DataFrame  # of `slotnb.sweep.score_floors`
+    times: dict  # of `time_rows`
+    missing: dict  # backbone: why it could not be had
 
     @classmethod
-    def read(cls,
-        folder:str|Path, # where `measure_claims` wrote
+    def read(
+        cls,
+        folder: str | Path,  # where `measure_claims` wrote
     ) -> 'Evidence':
         "The committed tables."
         folder = Path(folder)
         for name in ('runs.csv', 'features.csv', 'floors.csv', 'times.json', 'provenance.json'):
-            if not (folder/name).is_file(): raise SlotnbError(f'{folder/name} is missing; slotnb claims makes it')
-        rows = pd.read_csv(folder/'runs.csv', dtype=dict(failed=str, collapse=str)).fillna(dict(failed='', collapse=''))
-        return cls(rows, pd.read_csv(folder/'features.csv'), pd.read_csv(folder/'floors.csv'),
-                   read_json(folder/'times.json'), read_json(folder/'provenance.json')['missing'])
+            if not (folder / name).is_file():
+                raise SlotnbError(f'{folder / name} is missing; slotnb claims makes it')
+        rows = pd.read_csv(folder / 'runs.csv', dtype=dict(failed=str, collapse=str)).fillna(
+            dict(failed='', collapse='')
+        )
+        return cls(
+            rows,
+            pd.read_csv(folder / 'features.csv'),
+            pd.read_csv(folder / 'floors.csv'),
+            read_json(folder / 'times.json'),
+            read_json(folder / 'provenance.json')['missing'],
+        )
 
-    def has(self, *arms:str) -> bool: # whether all of them were run
+    def has(self, *arms: str) -> bool:  # whether all of them were run
         "All arms are there."
         return set(arms) <= set(self.rows.arm)
 
-    def mean(self,
-        arm:str,
-        column:str, # of `rows`
+    def mean(
+        self,
+        arm: str,
+        column: str,  # of `rows`
     ) -> Estimate:
         "Over the seeds of an arm."
-        return estimate(self.rows[self.rows.arm==arm][column])
+        return estimate(self.rows[self.rows.arm == arm][column])
 
-    def diff(self,
-        arm:str, # minus base
-        column:str,
-        base:str='base',
+    def diff(
+        self,
+        arm: str,  # minus base
+        column: str,
+        base: str = 'base',
     ) -> Estimate:
         "Over seeds, in pairs."
         return paired(self.rows, arm, base, column)
 
-    def failed(self,
-        arm:str,
-    ) -> float: # share of seeds
+    def failed(
+        self,
+        arm: str,
+    ) -> float:  # share of seeds
         "How many runs of an arm could not finish, collapsed, or are worse than blocks."
-        r = self.rows[self.rows.arm==arm]; blocks = self.floors[self.floors.method=='12 fixed blocks'].mbo_masks.iloc[0]
-        return float(((r.failed!='') | (r.collapse!='') | (r.mbo_attn < blocks)).mean())
+        r = self.rows[self.rows.arm == arm]
+        blocks = self.floors[self.floors.method == '12 fixed blocks'].mbo_masks.iloc[0]
+        return float(((r.failed != '') | (r.collapse != '') | (r.mbo_attn < blocks)).mean())
 
-    def worse(self,
-        arm:str,
-        base:str='base',
-        points:float=0., # by more than so many of mBO and of FG-ARI (0 to 100)
+    def worse(
+        self,
+        arm: str,
+        base: str = 'base',
+        points: float = 0.0,  # by more than so many of mBO and of FG-ARI (0 to 100)
     ) -> bool:
         "Whether FG-ARI and mBO are both lower than the base's: in the mean by more than `points`, and with intervals below 0."
-        return all((d := self.diff(arm, c, base)).high < 0 and 100*d.mean < -points for c in ('fg_ari_attn', 'mbo_attn'))
+        return all(
+            (d := self.diff(arm, c, base)).high < 0 and 100 * d.mean < -points for c in ('fg_ari_attn', 'mbo_attn')
+        )
 
-    def better(self,
-        arm:str,
-        base:str='base',
+    def better(
+        self,
+        arm: str,
+        base: str = 'base',
     ) -> bool:
         "Whether FG-ARI or mBO is higher than the base's with an interval above 0, and neither is lower with one below."
         both = [self.diff(arm, c, base) for c in ('fg_ari_attn', 'mbo_attn')]
         return any(d.low > 0 for d in both) and not any(d.high < 0 for d in both)
 
-    def masks(self,
-        arm:str,
-        base:str='base',
+    def masks(
+        self,
+        arm: str,
+        base: str = 'base',
     ) -> str:
         "The paired difference in words."
-        return ', '.join(f"{n} {self.diff(arm, c, base).text(100, sign=True)}" for n, c in (('FG-ARI', 'fg_ari_attn'), ('mBO', 'mbo_attn')))
+        return ', '.join(
+            f"{n} {self.diff(arm, c, base).text(100, sign=True)}"
+            for n, c in (('FG-ARI', 'fg_ari_attn'), ('mBO', 'mbo_attn'))
+        )
 
 # %% ../nbs/55_claims.ipynb #cl-13
-HOLDS, PART, NOT, UNITS, UNMEASURED = 'holds', 'holds in part', 'does not hold', 'artefact of units', 'could not be measured here'
+HOLDS, PART, NOT, UNITS, UNMEASURED = (
+    'holds',
+    'holds in part',
+    'does not hold',
+    'artefact of units',
+    'could not be measured here',
+)
+
 
 class Verdict(NamedTuple):
     "What came out."
-    verdict:str # one of the five
-    ours:str # figures with interval and number of seeds
-    why:str # one line
+
+    verdict: str  # one of the five
+    ours: str  # figures with interval and number of seeds
+    why: str  # one line
+
 
 @dataclass(frozen=True)
 class Claim:
     "Something that the report says."
-    number:int
-    claim:str
-    reported:str # its figure
-    rule:str # by which it is judged
-    judge:Callable[[Evidence], Verdict]
-    needs:tuple[str, ...] # arms without which it can't be judged
-    where:str # the notebook and section with the evidence
 
-STDS = dict(dinov2_vits14=2.41, dino_vits16=3.74, clip_vitb16=.47)
+    number: int
+    claim: str
+    reported: str  # its figure
+    rule: str  # by which it is judged
+    judge: Callable[[Evidence], Verdict]
+    needs: tuple[str, ...]  # arms without which it can't be judged
+    where: str  # the notebook and section with the evidence
+
+
+STDS = dict(dinov2_vits14=2.41, dino_vits16=3.74, clip_vitb16=0.47)
+
 
 def _feature_std(e):
-    named = {b: e.features[e.features.arm==('base' if b=='dinov2_vits14' else b)]['std'] for b in STDS}
+    named = {b: e.features[e.features.arm == ('base' if b == 'dinov2_vits14' else b)]['std'] for b in STDS}
     have = {b: float(s.iloc[0]) for b, s in named.items() if len(s)}
-    near = {b: abs(v/STDS[b] - 1) <= .1 for b, v in have.items()}
-    verdict = UNMEASURED if not have else NOT if not all(near.values()) else HOLDS if len(have)==3 else PART
-    return Verdict(verdict, ', '.join(f'{b} {v:.2f}' for b, v in have.items()), f"within 10 %: {sum(near.values())} of {len(have)} that could be measured; "
-                   + (f"{', '.join(b for b in STDS if b not in have)}: no weights here" if len(have) < 3 else 'all three measured'))
+    near = {b: abs(v / STDS[b] - 1) <= 0.1 for b, v in have.items()}
+    verdict = UNMEASURED if not have else NOT if not all(near.values()) else HOLDS if len(have) == 3 else PART
+    return Verdict(
+        verdict,
+        ', '.join(f'{b} {v:.2f}' for b, v in have.items()),
+        f"within 10 %: {sum(near.values())} of {len(have)} that could be measured; "
+        + (
+            f"{', '.join(b for b in STDS if b not in have)}: no weights here" if len(have) < 3 else 'all three measured'
+        ),
+    )
+
 
 def _no_normalization(e):
-    share = {s: e.failed(f'std{s}') for s in (.47, 3.74)}
+    share = {s: e.failed(f'std{s}') for s in (0.47, 3.74)}
     mse = {s: e.mean(f'std{s}', 'test_mse').mean for s in SCALES}
-    fails = [s for s, v in share.items() if v >= .5]
-    verdict = HOLDS if len(fails)==2 and e.failed('none') < .5 else PART if fails else UNITS if mse[3.74] > 4*mse[.47] else NOT
-    return Verdict(verdict, '; '.join(f"std {s:g}: failed {100*e.failed(f'std{s}'):.0f} %, MSE {e.mean(f'std{s}', 'test_mse').text(digits=3)}, FVU {e.mean(f'std{s}', 'test_fvu').text(digits=3)}" for s in SCALES),
-                   f"the MSE at 3.74 is {mse[3.74]/mse[.47]:.0f} times that at 0.47, as the variance is {(3.74/.47)**2:.0f} times; the share left unexplained and the masks say what was learnt")
+    fails = [s for s, v in share.items() if v >= 0.5]
+    verdict = (
+        HOLDS
+        if len(fails) == 2 and e.failed('none') < 0.5
+        else PART
+        if fails
+        else UNITS
+        if mse[3.74] > 4 * mse[0.47]
+        else NOT
+    )
+    return Verdict(
+        verdict,
+        '; '.join(
+            f"std {s:g}: failed {100 * e.failed(f'std{s}'):.0f} %, MSE {e.mean(f'std{s}', 'test_mse').text(digits=3)}, FVU {e.mean(f'std{s}', 'test_fvu').text(digits=3)}"
+            for s in SCALES
+        ),
+        f"the MSE at 3.74 is {mse[3.74] / mse[0.47]:.0f} times that at 0.47, as the variance is {(3.74 / 0.47) ** 2:.0f} times; the share left unexplained and the masks say what was learnt",
+    )
+
 
 def _critical(e):
     without = ['none', *(f'std{s}' for s in SCALES)]
     worse = [a for a in without if e.worse(a, points=5)]
-    verdict = HOLDS if len(worse)==len(without) else PART if worse else NOT
-    return Verdict(verdict, '; '.join(f'{a} - instance: {e.masks(a)}' for a in without), f"{len(worse)} of {len(without)} ways to do without lose more than 5 points of both"
-                   + (f" ({', '.join(worse)})" if worse else '') + f"; training MSE with it {e.mean('base', 'train_mse').text(digits=3)}")
+    verdict = HOLDS if len(worse) == len(without) else PART if worse else NOT
+    return Verdict(
+        verdict,
+        '; '.join(f'{a} - instance: {e.masks(a)}' for a in without),
+        f"{len(worse)} of {len(without)} ways to do without lose more than 5 points of both"
+        + (f" ({', '.join(worse)})" if worse else '')
+        + f"; training MSE with it {e.mean('base', 'train_mse').text(digits=3)}",
+    )
+
 
 def _learnt_target(e):
-    pairs = {a: b for a, b in {'learnt': 'none', 'learnt-instance': 'base', 'learnt-long': 'long'}.items() if e.has(a, b)}
-    ratio = {a: estimate(e.rows[e.rows.arm==a].test_mse).mean/e.mean(b, 'test_mse').mean for a, b in pairs.items()}
-    shrunk = {a: min(e.mean(a, 'target_std_kept').mean, e.mean(a, 'target_rank_kept').mean) < .5 for a in pairs}
-    easy = [a for a in pairs if ratio[a] <= .2 and shrunk[a] and not e.better(a, pairs[a])]
+    pairs = {
+        a: b for a, b in {'learnt': 'none', 'learnt-instance': 'base', 'learnt-long': 'long'}.items() if e.has(a, b)
+    }
+    ratio = {a: estimate(e.rows[e.rows.arm == a].test_mse).mean / e.mean(b, 'test_mse').mean for a, b in pairs.items()}
+    shrunk = {a: min(e.mean(a, 'target_std_kept').mean, e.mean(a, 'target_rank_kept').mean) < 0.5 for a in pairs}
+    easy = [a for a in pairs if ratio[a] <= 0.2 and shrunk[a] and not e.better(a, pairs[a])]
     verdict = UNITS if easy else HOLDS if any(e.better(a, b) for a, b in pairs.items()) else NOT
-    return Verdict(verdict, '; '.join(f"{a}: MSE {e.mean(a, 'test_mse').text(digits=4)} against {e.mean(b, 'test_mse').text(digits=3)}, std kept {e.mean(a, 'target_std_kept').text(100, 0)} %, "
-                   f"the directions that hold 90 % of its variance {e.mean(a, 'target_rank_kept').text(digits=1)} times as many, {e.masks(a, b)}" for a, b in pairs.items()),
-                   'a target behind a learnt layer gets easy on any features; with a fixed one the loss stays' if easy else 'no learnt target lost its content at a fifth of the loss')
+    return Verdict(
+        verdict,
+        '; '.join(
+            f"{a}: MSE {e.mean(a, 'test_mse').text(digits=4)} against {e.mean(b, 'test_mse').text(digits=3)}, std kept {e.mean(a, 'target_std_kept').text(100, 0)} %, "
+            f"the directions that hold 90 % of its variance {e.mean(a, 'target_rank_kept').text(digits=1)} times as many, {e.masks(a, b)}"
+            for a, b in pairs.items()
+        ),
+        'a target behind a learnt layer gets easy on any features; with a fixed one the loss stays'
+        if easy
+        else 'no learnt target lost its content at a fifth of the loss',
+    )
+
 
 def _temperature(e):
-    r = e.rows.pivot_table(index='seed', columns='arm', values='mask_max'); more = estimate(r['base']/r['mask1.0'] - 1)
-    verdict = NOT if not more.low > 0 else HOLDS if .15 <= more.mean <= .31 and e.better('base', 'mask1.0') else PART
-    return Verdict(verdict, f"largest mask {more.text(100, 0, True)} %; {e.masks('base', 'mask1.0')}", 'measure: mean over patches of the largest mask, trained at 0.5 against 1; objects judged by slot attention\'s masks')
+    r = e.rows.pivot_table(index='seed', columns='arm', values='mask_max')
+    more = estimate(r['base'] / r['mask1.0'] - 1)
+    verdict = NOT if not more.low > 0 else HOLDS if 0.15 <= more.mean <= 0.31 and e.better('base', 'mask1.0') else PART
+    return Verdict(
+        verdict,
+        f"largest mask {more.text(100, 0, True)} %; {e.masks('base', 'mask1.0')}",
+        'measure: mean over patches of the largest mask, trained at 0.5 against 1; objects judged by slot attention\'s masks',
+    )
+
 
 def _projection(e):
     collapsed, worse = e.failed('linear'), e.worse('linear')
-    verdict = HOLDS if collapsed >= .5 and e.failed('base') < .5 else PART if worse else NOT
-    return Verdict(verdict, f"failed with one layer {100*collapsed:.0f} %, with two {100*e.failed('base'):.0f} %; one - two: {e.masks('linear')}",
-                   f"with the MLP decoder it fails either way: one layer {100*e.failed('mlp-linear'):.0f} %, two {100*e.failed('mlp'):.0f} %" if e.has('mlp', 'mlp-linear') else 'default decoder')
+    verdict = HOLDS if collapsed >= 0.5 and e.failed('base') < 0.5 else PART if worse else NOT
+    return Verdict(
+        verdict,
+        f"failed with one layer {100 * collapsed:.0f} %, with two {100 * e.failed('base'):.0f} %; one - two: {e.masks('linear')}",
+        f"with the MLP decoder it fails either way: one layer {100 * e.failed('mlp-linear'):.0f} %, two {100 * e.failed('mlp'):.0f} %"
+        if e.has('mlp', 'mlp-linear')
+        else 'default decoder',
+    )
+
 
 def _xavier(e):
-    verdict = HOLDS if e.failed('torch-init') >= .5 > e.failed('base') or e.worse('torch-init') else PART if any(e.diff('torch-init', c).high < 0 for c in ('fg_ari_attn', 'mbo_attn')) else NOT
-    return Verdict(verdict, f"PyTorch's - Xavier: {e.masks('torch-init')}; FVU {e.diff('torch-init', 'test_fvu_instance').text(digits=3, sign=True)}",
-                   f"gradient norm {e.mean('torch-init', 'grad_norm').text(digits=2)} against {e.mean('base', 'grad_norm').text(digits=2)}")
+    verdict = (
+        HOLDS
+        if e.failed('torch-init') >= 0.5 > e.failed('base') or e.worse('torch-init')
+        else PART
+        if any(e.diff('torch-init', c).high < 0 for c in ('fg_ari_attn', 'mbo_attn'))
+        else NOT
+    )
+    return Verdict(
+        verdict,
+        f"PyTorch's - Xavier: {e.masks('torch-init')}; FVU {e.diff('torch-init', 'test_fvu_instance').text(digits=3, sign=True)}",
+        f"gradient norm {e.mean('torch-init', 'grad_norm').text(digits=2)} against {e.mean('base', 'grad_norm').text(digits=2)}",
+    )
+
 
 def _diversity(e):
     cosine = e.diff('base', 'slot_cosine', 'div0')
     verdict = HOLDS if e.better('base', 'div0') else PART if cosine.high < 0 else NOT
-    return Verdict(verdict, f"0.1 - 0: cosine of slots {cosine.text(digits=2, sign=True)}, {e.masks('base', 'div0')}", 'the slots move apart; whether the masks follow is another matter')
+    return Verdict(
+        verdict,
+        f"0.1 - 0: cosine of slots {cosine.text(digits=2, sign=True)}, {e.masks('base', 'div0')}",
+        'the slots move apart; whether the masks follow is another matter',
+    )
+
 
 BATCHES = ('b16', 'b16-lr2.8', 'b16-lr8', 'b16-lr8-noclip', 'b16-lr8-nowarm', 'b12-lr6')
 
+
 def _batch(e):
-    broken = [a for a in BATCHES if e.failed(a) >= .5 or e.worse(a, points=10)]
+    broken = [a for a in BATCHES if e.failed(a) >= 0.5 or e.worse(a, points=10)]
     lower = [a for a in BATCHES if e.worse(a)]
-    verdict = HOLDS if len(broken)==len(BATCHES) else PART if broken or len(lower)==len(BATCHES) else NOT
+    verdict = HOLDS if len(broken) == len(BATCHES) else PART if broken or len(lower) == len(BATCHES) else NOT
     best = max(BATCHES, key=lambda a: e.mean(a, 'mbo_attn').mean)
-    return Verdict(verdict, f"same rate: {e.masks('b16')}; best, {best}: {e.masks(best)}", f"failed or lost 10 points: {len(broken)} of {len(BATCHES)}; lost something: {len(lower)}")
+    return Verdict(
+        verdict,
+        f"same rate: {e.masks('b16')}; best, {best}: {e.masks(best)}",
+        f"failed or lost 10 points: {len(broken)} of {len(BATCHES)}; lost something: {len(lower)}",
+    )
+
 
 def _dino(e):
-    gap = lambda a: f"{(e.mean(a, 'test_mse').mean/e.mean(a, 'train_mse').mean - 1)*100:+.0f} %"
-    if not e.has('dino_vits16'): return Verdict(UNMEASURED, f"DINOv2: training MSE {e.mean('base', 'train_mse').text(digits=3)}, test MSE {e.mean('base', 'test_mse').text(digits=3)}",
-                                               f"no weights of DINOv1 here; test above training MSE, DINOv2 alone: {gap('base')}" + (f", in the long arm {gap('long')}" if e.has('long') else ''))
+    gap = lambda a: f"{(e.mean(a, 'test_mse').mean / e.mean(a, 'train_mse').mean - 1) * 100:+.0f} %"
+    if not e.has('dino_vits16'):
+        return Verdict(
+            UNMEASURED,
+            f"DINOv2: training MSE {e.mean('base', 'train_mse').text(digits=3)}, test MSE {e.mean('base', 'test_mse').text(digits=3)}",
+            f"no weights of DINOv1 here; test above training MSE, DINOv2 alone: {gap('base')}"
+            + (f", in the long arm {gap('long')}" if e.has('long') else ''),
+        )
     train, test = e.diff('dino_vits16', 'train_mse'), e.diff('dino_vits16', 'test_fvu_instance')
-    same, other = abs(train.mean) <= .05*e.mean('base', 'train_mse').mean, test.low > 0
-    return Verdict(HOLDS if same and other else PART if other else NOT, f'training MSE {train.text(digits=3, sign=True)}, test FVU {test.text(digits=3, sign=True)}', 'DINOv1 - DINOv2')
+    same, other = abs(train.mean) <= 0.05 * e.mean('base', 'train_mse').mean, test.low > 0
+    return Verdict(
+        HOLDS if same and other else PART if other else NOT,
+        f'training MSE {train.text(digits=3, sign=True)}, test FVU {test.text(digits=3, sign=True)}',
+        'DINOv1 - DINOv2',
+    )
+
 
 def _epoch_time(e):
-    t = e.times; parts = {k: 100*t[f'{k}_seconds']/t['epoch_seconds'] for k in ('steps', 'held_out')}
+    t = e.times
+    parts = {k: 100 * t[f'{k}_seconds'] / t['epoch_seconds'] for k in ('steps', 'held_out')}
     clip, dino = t['clip_vitb16'], t['dinov2_vits14']
     ours = f"{t['epoch_seconds']:.2f} s for {t['scenes']} scenes on {t['device']}"
-    why = (f"{parts['steps']:.0f} % steps, {parts['held_out']:.0f} % held-out scenes, none for the backbone, whose features are kept; CLIP's takes {clip['gflop_per_image']/dino['gflop_per_image']:.1f} times "
-           f"the operations of DINOv2's, so a faster epoch with it was not the backbone's doing")
-    if not t['device'].startswith('cuda'): return Verdict(UNMEASURED, ours, 'the seconds are those of their GPU; here: ' + why)
-    return Verdict(HOLDS if .4 <= t['epoch_seconds'] <= .9 else NOT, ours, why)
+    why = (
+        f"{parts['steps']:.0f} % steps, {parts['held_out']:.0f} % held-out scenes, none for the backbone, whose features are kept; CLIP's takes {clip['gflop_per_image'] / dino['gflop_per_image']:.1f} times "
+        f"the operations of DINOv2's, so a faster epoch with it was not the backbone's doing"
+    )
+    if not t['device'].startswith('cuda'):
+        return Verdict(UNMEASURED, ours, 'the seconds are those of their GPU; here: ' + why)
+    return Verdict(HOLDS if 0.4 <= t['epoch_seconds'] <= 0.9 else NOT, ours, why)
+
 
 def _workers(e):
-    r = {int(k): v for k, v in e.times['read_images_per_second'].items()}; most = max(r); read = e.times['scenes']/r[0]
+    r = {int(k): v for k, v in e.times['read_images_per_second'].items()}
+    most = max(r)
+    read = e.times['scenes'] / r[0]
     ours = ', '.join(f'{w} workers {v:.0f} images/s' for w, v in sorted(r.items()))
     why = f"reading all {e.times['scenes']} images takes {read:.1f} s without workers; with kept features it is done once, not every epoch"
-    if not e.times['device'].startswith('cuda'): return Verdict(UNMEASURED, ours, 'no GPU whose use could rise; ' + why)
-    return Verdict(HOLDS if r[most]/r[0] >= 60/14 else PART if r[most] > 1.2*r[0] else NOT, ours, why)
+    if not e.times['device'].startswith('cuda'):
+        return Verdict(UNMEASURED, ours, 'no GPU whose use could rise; ' + why)
+    return Verdict(HOLDS if r[most] / r[0] >= 60 / 14 else PART if r[most] > 1.2 * r[0] else NOT, ours, why)
 
-FAILURES = {'mlp': 'tied', 'learnt': 'none', 'learnt-instance': 'base'} # a failure that looks like success: who is healthy beside it
+
+FAILURES = {
+    'mlp': 'tied',
+    'learnt': 'none',
+    'learnt-instance': 'base',
+}  # a failure that looks like success: who is healthy beside it
+
 
 def _fast(e):
     sooner = {a: e.diff(a, 'settled', b) for a, b in FAILURES.items()}
-    fast, alarm = [a for a, d in sooner.items() if d.high < 0], [a for a in FAILURES if e.failed(a)==1]
-    said = [a for a in FAILURES if (e.rows[e.rows.arm==a].collapse!='').all()]
-    verdict = HOLDS if len(fast)==len(FAILURES) else PART if fast else NOT
-    return Verdict(verdict, '; '.join(f'{a} settles {d.text(digits=1, sign=True)} epochs against {FAILURES[a]}' for a, d in sooner.items()),
-                   f"in every seed: speed gives away {len(fast)} of {len(FAILURES)} failures, a collapse that is said {len(said)}, that or masks worse than blocks {len(alarm)}")
+    fast, alarm = [a for a, d in sooner.items() if d.high < 0], [a for a in FAILURES if e.failed(a) == 1]
+    said = [a for a in FAILURES if (e.rows[e.rows.arm == a].collapse != '').all()]
+    verdict = HOLDS if len(fast) == len(FAILURES) else PART if fast else NOT
+    return Verdict(
+        verdict,
+        '; '.join(f'{a} settles {d.text(digits=1, sign=True)} epochs against {FAILURES[a]}' for a, d in sooner.items()),
+        f"in every seed: speed gives away {len(fast)} of {len(FAILURES)} failures, a collapse that is said {len(said)}, that or masks worse than blocks {len(alarm)}",
+    )
+
 
 HOME = 'claims'
 CLAIMS = (
-    Claim(1, 'The three backbones have feature std 2.41, 3.74 and 0.47', '2.41, 3.74, 0.47', 'holds if all three are within 10 % of it, in part if those that can be measured are', _feature_std, ('base',), f'{HOME}#the-features'),
-    Claim(2, 'Without normalization training fails for large and for small std', 'loss 3.903 and -0.014',
-          'holds if at least half of the seeds fail at std 0.47 and at 3.74 but not on raw features; in part if they fail at one; an artefact of units if at none, while the MSE differs more than fourfold', _no_normalization,
-          ('none', 'std0.47', 'std2.41', 'std3.74'), f'{HOME}#scale-and-normalization'),
-    Claim(3, 'Instance normalization is absolutely critical', 'loss 0.26 for all', 'holds if all ways of doing without it lose more than 5 points of FG-ARI and of mBO, intervals below 0; in part if some do', _critical,
-          ('base', 'none', 'std0.47', 'std2.41', 'std3.74'), f'{HOME}#scale-and-normalization'),
-    Claim(4, "CLIP's far lower loss could mean better features", '0.022 against 0.26', "an artefact of units if a learnt layer in front of the target brings any features' MSE to a fifth or less, takes half of the target's std or directions, "
-          'and gives no better masks; holds if such masks are better', _learnt_target, ('base', 'none', 'learnt', 'learnt-instance'), f'{HOME}#the-loss-of-clip'),
-    Claim(5, 'Mask temperature 0.5 gives 23 % more differentiation', '+23 %', 'holds if the mean of the largest mask rises by 15 to 31 % and FG-ARI or mBO with it; in part if only the masks get sharper', _temperature, ('base', 'mask1.0'), f'{HOME}#mask-temperature'),
-    Claim(6, 'The 2-layer MLP projection prevents collapse', 'no figure', 'holds if at least half of the seeds fail with one layer and fewer with two; in part if one layer only loses FG-ARI and mBO', _projection, ('base', 'linear'), f'{HOME}#the-recipe'),
-    Claim(7, 'Xavier initialisation gives proper gradient flow', 'no figure', "holds if PyTorch's own fails, or loses FG-ARI and mBO, intervals below 0; in part if it loses one of them", _xavier, ('base', 'torch-init'), f'{HOME}#the-recipe'),
-    Claim(8, 'Slot diversity weight 0.1', 'no figure', 'holds if FG-ARI or mBO is higher with it; in part if only the cosine of the slots falls', _diversity, ('base', 'div0'), f'{HOME}#the-recipe'),
-    Claim(9, 'Batch 2 is critical, 12 and 16 are unstable', 'loss 0.7 to 4.0', 'holds if every way of training at 12 or 16 fails or loses more than 10 points of FG-ARI and mBO; in part if some do, or if all lose some', _batch, ('base', *BATCHES), f'{HOME}#batch-size'),
-    Claim(10, 'DINOv1 trains to the loss of DINOv2 and tests worse', '0.260 and 0.747 against 0.262 and 0.620', 'holds if the training MSE is within 5 % and the test FVU in the common space is higher, interval above 0', _dino, ('base',), f'{HOME}#backbones'),
-    Claim(11, 'An epoch takes 0.4 to 0.9 s, CLIP being fastest by its forward pass', '0.7, 0.9, 0.4 s', 'needs a GPU; holds if an epoch takes 0.4 to 0.9 s', _epoch_time, (), f'{HOME}#time'),
-    Claim(12, 'Eight workers and pinned memory raise the use of the GPU', '14 % to 60 %', 'needs a GPU; holds if eight workers read 60/14 times as fast as none', _workers, (), f'{HOME}#time'),
-    Claim(13, 'Unusually fast convergence is suspicious', 'no figure', 'holds if every failure that looks like success settles in fewer epochs than its healthy neighbour, interval below 0; in part if some do', _fast,
-          (*FAILURES, *FAILURES.values()), f'{HOME}#alarms'),
+    Claim(
+        1,
+        'The three backbones have feature std 2.41, 3.74 and 0.47',
+        '2.41, 3.74, 0.47',
+        'holds if all three are within 10 % of it, in part if those that can be measured are',
+        _feature_std,
+        ('base',),
+        f'{HOME}#the-features',
+    ),
+    Claim(
+        2,
+        'Without normalization training fails for large and for small std',
+        'loss 3.903 and -0.014',
+        'holds if at least half of the seeds fail at std 0.47 and at 3.74 but not on raw features; in part if they fail at one; an artefact of units if at none, while the MSE differs more than fourfold',
+        _no_normalization,
+        ('none', 'std0.47', 'std2.41', 'std3.74'),
+        f'{HOME}#scale-and-normalization',
+    ),
+    Claim(
+        3,
+        'Instance normalization is absolutely critical',
+        'loss 0.26 for all',
+        'holds if all ways of doing without it lose more than 5 points of FG-ARI and of mBO, intervals below 0; in part if some do',
+        _critical,
+        ('base', 'none', 'std0.47', 'std2.41', 'std3.74'),
+        f'{HOME}#scale-and-normalization',
+    ),
+    Claim(
+        4,
+        "CLIP's far lower loss could mean better features",
+        '0.022 against 0.26',
+        "an artefact of units if a learnt layer in front of the target brings any features' MSE to a fifth or less, takes half of the target's std or directions, "
+        'and gives no better masks; holds if such masks are better',
+        _learnt_target,
+        ('base', 'none', 'learnt', 'learnt-instance'),
+        f'{HOME}#the-loss-of-clip',
+    ),
+    Claim(
+        5,
+        'Mask temperature 0.5 gives 23 % more differentiation',
+        '+23 %',
+        'holds if the mean of the largest mask rises by 15 to 31 % and FG-ARI or mBO with it; in part if only the masks get sharper',
+        _temperature,
+        ('base', 'mask1.0'),
+        f'{HOME}#mask-temperature',
+    ),
+    Claim(
+        6,
+        'The 2-layer MLP projection prevents collapse',
+        'no figure',
+        'holds if at least half of the seeds fail with one layer and fewer with two; in part if one layer only loses FG-ARI and mBO',
+        _projection,
+        ('base', 'linear'),
+        f'{HOME}#the-recipe',
+    ),
+    Claim(
+        7,
+        'Xavier initialisation gives proper gradient flow',
+        'no figure',
+        "holds if PyTorch's own fails, or loses FG-ARI and mBO, intervals below 0; in part if it loses one of them",
+        _xavier,
+        ('base', 'torch-init'),
+        f'{HOME}#the-recipe',
+    ),
+    Claim(
+        8,
+        'Slot diversity weight 0.1',
+        'no figure',
+        'holds if FG-ARI or mBO is higher with it; in part if only the cosine of the slots falls',
+        _diversity,
+        ('base', 'div0'),
+        f'{HOME}#the-recipe',
+    ),
+    Claim(
+        9,
+        'Batch 2 is critical, 12 and 16 are unstable',
+        'loss 0.7 to 4.0',
+        'holds if every way of training at 12 or 16 fails or loses more than 10 points of FG-ARI and mBO; in part if some do, or if all lose some',
+        _batch,
+        ('base', *BATCHES),
+        f'{HOME}#batch-size',
+    ),
+    Claim(
+        10,
+        'DINOv1 trains to the loss of DINOv2 and tests worse',
+        '0.260 and 0.747 against 0.262 and 0.620',
+        'holds if the training MSE is within 5 % and the test FVU in the common space is higher, interval above 0',
+        _dino,
+        ('base',),
+        f'{HOME}#backbones',
+    ),
+    Claim(
+        11,
+        'An epoch takes 0.4 to 0.9 s, CLIP being fastest by its forward pass',
+        '0.7, 0.9, 0.4 s',
+        'needs a GPU; holds if an epoch takes 0.4 to 0.9 s',
+        _epoch_time,
+        (),
+        f'{HOME}#time',
+    ),
+    Claim(
+        12,
+        'Eight workers and pinned memory raise the use of the GPU',
+        '14 % to 60 %',
+        'needs a GPU; holds if eight workers read 60/14 times as fast as none',
+        _workers,
+        (),
+        f'{HOME}#time',
+    ),
+    Claim(
+        13,
+        'Unusually fast convergence is suspicious',
+        'no figure',
+        'holds if every failure that looks like success settles in fewer epochs than its healthy neighbour, interval below 0; in part if some do',
+        _fast,
+        (*FAILURES, *FAILURES.values()),
+        f'{HOME}#alarms',
+    ),
 )
 
 # %% ../nbs/55_claims.ipynb #cl-14
 def claims_table(
-    evidence:Evidence,
-    claims:tuple[Claim, ...]=CLAIMS,
-) -> pd.DataFrame: # text, one row a claim
+    evidence: Evidence,
+    claims: tuple[Claim, ...] = CLAIMS,
+) -> pd.DataFrame:  # text, one row a claim
     "The verdicts, each by its rule from the evidence."
     rows = []
     for c in claims:
         lacks = [a for a in c.needs if not evidence.has(a)]
         v = Verdict(UNMEASURED, '', f"not run: {', '.join(lacks)}") if lacks else c.judge(evidence)
-        rows.append(dict(claim=f'{c.number}. {c.claim}', report=c.reported, ours=v.ours, verdict=v.verdict, why=v.why, rule=c.rule, evidence=c.where))
+        rows.append(
+            dict(
+                claim=f'{c.number}. {c.claim}',
+                report=c.reported,
+                ours=v.ours,
+                verdict=v.verdict,
+                why=v.why,
+                rule=c.rule,
+                evidence=c.where,
+            )
+        )
     return pd.DataFrame(rows)
 
 # %% ../nbs/55_claims.ipynb #cl-14b
 COLORS = {HOLDS: '#009e73', PART: '#e69f00', NOT: '#d55e00', UNITS: '#cc79a7', UNMEASURED: '#808080'}
 
+
 def claims_html(
-    table:pd.DataFrame, # of `claims_table`
-    page:str='', # of the evidence, e.g. 'claims.ipynb'; '' when the table stands on it
-) -> str: # HTML
+    table: pd.DataFrame,  # of `claims_table`
+    page: str = '',  # of the evidence, e.g. 'claims.ipynb'; '' when the table stands on it
+) -> str:  # HTML
     "The table as people read it: the verdict first seen, its rule under it, a link to the evidence."
     cell = lambda x, style='': f'<td style="text-align:left;vertical-align:top;{style}">{x}</td>'
     rows = []
     for r in table.map(html.escape).itertuples():
-        anchor = r.evidence.split('#')[1]; link = f'<a href="{page}#{anchor}">evidence</a>'
-        rows.append('<tr>' + cell(r.claim) + cell(r.report) + cell(r.ours.replace('; ', ';<br>')) + cell(r.verdict, f'color:{COLORS[r.verdict]};font-weight:bold')
-                    + cell(f'{r.why}<br><small>Rule: {r.rule}.</small>') + cell(link) + '</tr>')
-    head = ''.join(f'<th style="text-align:left">{h}</th>' for h in ('claim', 'in the report', 'ours (mean ± 95 %, n seeds)', 'verdict', 'why', ''))
+        anchor = r.evidence.split('#')[1]
+        link = f'<a href="{page}#{anchor}">evidence</a>'
+        rows.append(
+            '<tr>'
+            + cell(r.claim)
+            + cell(r.report)
+            + cell(r.ours.replace('; ', ';<br>'))
+            + cell(r.verdict, f'color:{COLORS[r.verdict]};font-weight:bold')
+            + cell(f'{r.why}<br><small>Rule: {r.rule}.</small>')
+            + cell(link)
+            + '</tr>'
+        )
+    head = ''.join(
+        f'<th style="text-align:left">{h}</th>'
+        for h in ('claim', 'in the report', 'ours (mean ± 95 %, n seeds)', 'verdict', 'why', '')
+    )
     return f'<table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table>'
 
 # %% ../nbs/55_claims.ipynb #cl-18
 @dataclass(frozen=True)
 class ClaimsConfig:
     "Test every claim of the source report: train the arms, write the tables, the verdicts and their pages. Finished runs are kept."
-    out:str = 'reports/claims'  # gets the tables: .csv, .json and some masks
-    runs_dir:str = 'runs/claims'  # each run goes to runs_dir/arm-seed/backbone
-    only:tuple[str, ...] = ()  # questions, e.g. normalization slots; empty: all
-    seed:tuple[int, ...] = (0, 1, 2, 3, 4)  # which seeds
-    num_epochs:int = 30  # of each run; the long arms have more in proportion, 120 and 200 of 30
-    data_dir:str = 'data/movi_a_subset'  # with the splits train and test, both with masks and materials
-    pages:str = 'reports/_build'  # the executed notebooks, one HTML file each; '' makes none
-    workers:int = 0  # processes; 0: one a core
-    device:str = 'auto'  # auto, cpu or cuda
 
-PICTURES = (0, 8, 14) # test scenes whose masks are kept, chosen by their number before anything was trained
+    out: str = 'reports/claims'  # gets the tables: .csv, .json and some masks
+    runs_dir: str = 'runs/claims'  # each run goes to runs_dir/arm-seed/backbone
+    only: tuple[str, ...] = ()  # questions, e.g. normalization slots; empty: all
+    seed: tuple[int, ...] = (0, 1, 2, 3, 4)  # which seeds
+    num_epochs: int = 30  # of each run; the long arms have more in proportion, 120 and 200 of 30
+    data_dir: str = 'data/movi_a_subset'  # with the splits train and test, both with masks and materials
+    pages: str = 'reports/_build'  # the executed notebooks, one HTML file each; '' makes none
+    workers: int = 0  # processes; 0: one a core
+    device: str = 'auto'  # auto, cpu or cuda
+
+
+PICTURES = (0, 8, 14)  # test scenes whose masks are kept, chosen by their number before anything was trained
+
 
 def chosen_arms(
-    config:ClaimsConfig,
+    config: ClaimsConfig,
 ) -> list[Arm]:
     "The arms of the questions asked, `base` first; the longer runs keep their factor."
     for q in config.only:
-        if q not in QUESTIONS: raise SlotnbError(f"question '{q}' is unknown; choose among {', '.join(QUESTIONS)}")
-    arms = [a for q, group in QUESTIONS.items() if not config.only or q in config.only or q=='base' for a in group]
-    return [replace(a, settings=a.settings | dict(num_epochs=config.num_epochs*a.settings['num_epochs']//ClaimsConfig.num_epochs)) if 'num_epochs' in a.settings else a for a in arms]
+        if q not in QUESTIONS:
+            raise SlotnbError(f"question '{q}' is unknown; choose among {', '.join(QUESTIONS)}")
+    arms = [a for q, group in QUESTIONS.items() if not config.only or q in config.only or q == 'base' for a in group]
+    return [
+        replace(
+            a,
+            settings=a.settings
+            | dict(num_epochs=config.num_epochs * a.settings['num_epochs'] // ClaimsConfig.num_epochs),
+        )
+        if 'num_epochs' in a.settings
+        else a
+        for a in arms
+    ]
+
 
 def _keep_masks(plan, path):
     "The decoder's masks of a few test scenes, first seed of each arm, in half precision; for the figures."
     kept = {}
     for arm, (c, *_) in plan.items():
-        if (c.run_dir/'study.json').exists(): kept[arm] = load_tensors(c.run_dir/'test_masks.safetensors')[0]['masks'][list(PICTURES)].half()
+        if (c.run_dir / 'study.json').exists():
+            kept[arm] = load_tensors(c.run_dir / 'test_masks.safetensors')[0]['masks'][list(PICTURES)].half()
     save_tensors(path, kept, scenes=PICTURES)
 
+
 def measure_claims(
-    config:ClaimsConfig,
-    show_progress:bool=True,
-) -> dict[str, str]: # run folder: why it failed
+    config: ClaimsConfig,
+    show_progress: bool = True,
+) -> dict[str, str]:  # run folder: why it failed
     "Train, measure, write."
-    start, out, clock = time.perf_counter(), Path(config.out), Path(config.runs_dir)/'seconds.txt'
-    base, missing, arms = RECIPE | dict(data_dir=config.data_dir, num_epochs=config.num_epochs, warmup_epochs=min(5, config.num_epochs - 1), device=config.device), {}, []
+    start, out, clock = time.perf_counter(), Path(config.out), Path(config.runs_dir) / 'seconds.txt'
+    base, missing, arms = (
+        RECIPE
+        | dict(
+            data_dir=config.data_dir,
+            num_epochs=config.num_epochs,
+            warmup_epochs=min(5, config.num_epochs - 1),
+            device=config.device,
+        ),
+        {},
+        [],
+    )
     for a in chosen_arms(config):
         if 'backbone' in a.settings:
-            try: frozen_backbone(TrainConfig(**(base | a.settings)))
+            try:
+                frozen_backbone(TrainConfig(**(base | a.settings)))
             except SlotnbError as e:
-                if not str(e).startswith('no weights'): raise
-                missing[a.name] = str(e).replace(str(cache_dir()), '$SLOTNB_CACHE'); tqdm.write(f'NOT MEASURED {a.name}: {e}'); continue
+                if not str(e).startswith('no weights'):
+                    raise
+                missing[a.name] = str(e).replace(str(cache_dir()), '$SLOTNB_CACHE')
+                tqdm.write(f'NOT MEASURED {a.name}: {e}')
+                continue
         arms.append(a)
     plan = plan_study(arms, config.seed, config.runs_dir, **base)
     try:
         failed = run_study(plan, config.workers, show_progress)
         if 'long' in plan and (won := winners(collect(plan))):
-            more = [Arm('best', 'all that improved the training scenes', won), Arm('best-long', 'and 200 epochs', won | dict(num_epochs=plan['long'][0].num_epochs))]
-            plan |= (extra := plan_study(more, config.seed, config.runs_dir, **base)); failed |= run_study(extra, config.workers, show_progress)
-    finally: # an interrupted command has taken time too
+            more = [
+                Arm('best', 'all that improved the training scenes', won),
+                Arm('best-long', 'and 200 epochs', won | dict(num_epochs=plan['long'][0].num_epochs)),
+            ]
+            plan |= (extra := plan_study(more, config.seed, config.runs_dir, **base))
+            failed |= run_study(extra, config.workers, show_progress)
+    finally:  # an interrupted command has taken time too
         clock.parent.mkdir(parents=True, exist_ok=True)
-        with open(clock, 'a') as f: f.write(f'{time.perf_counter() - start:.0f}\n')
+        with open(clock, 'a') as f:
+            f.write(f'{time.perf_counter() - start:.0f}\n')
     start, first = time.perf_counter(), plan['base'][0]
-    tables = {'runs': lambda: collect(plan), 'curves': lambda: curves(plan), 'temperatures': lambda: temperature_rows(plan), 'calibration': lambda: calibration_rows(plan), 'objects': lambda: object_rows(plan), 'scenes': lambda: scene_rows(plan),
-              'features': lambda: feature_rows([a for a in arms if a.name=='base' or {'layer', 'facet', 'final_norm', 'resolution', 'backbone'} & set(a.settings)], base, config.seed[:3], show_progress),
-              'floors': lambda: score_floors(first.backbone, first, list(config.seed[:3]), show_progress)}
+    tables = {
+        'runs': lambda: collect(plan),
+        'curves': lambda: curves(plan),
+        'temperatures': lambda: temperature_rows(plan),
+        'calibration': lambda: calibration_rows(plan),
+        'objects': lambda: object_rows(plan),
+        'scenes': lambda: scene_rows(plan),
+        'features': lambda: feature_rows(
+            [
+                a
+                for a in arms
+                if a.name == 'base' or {'layer', 'facet', 'final_norm', 'resolution', 'backbone'} & set(a.settings)
+            ],
+            base,
+            config.seed[:3],
+            show_progress,
+        ),
+        'floors': lambda: score_floors(first.backbone, first, list(config.seed[:3]), show_progress),
+    }
     for name, make in tqdm(tables.items(), 'tables', disable=not show_progress):
-        with atomic_path(out/f'{name}.csv') as tmp: make().to_csv(tmp, index=False, float_format='%.6g')
-    write_json(out/'times.json', time_rows(first))
-    _keep_masks(plan, out/'masks.safetensors')
+        with atomic_path(out / f'{name}.csv') as tmp:
+            make().to_csv(tmp, index=False, float_format='%.6g')
+    write_json(out / 'times.json', time_rows(first))
+    _keep_masks(plan, out / 'masks.safetensors')
     seconds = sum(map(float, clock.read_text().split())) + time.perf_counter() - start
-    write_json(out/'provenance.json', dict(config=asdict(config), base=asdict(replace(first, save_dir='', data_dir='')), missing=missing, failed=failed, versions=versions(), date=time.strftime('%Y-%m-%d'),
-        machine=dict(platform=platform.platform(), cores=os.cpu_count(), torch_uses=torch.backends.cpu.get_cpu_capability(), device=str(default_device(config.device))), seconds=seconds))
+    write_json(
+        out / 'provenance.json',
+        dict(
+            config=asdict(config),
+            base=asdict(replace(first, save_dir='', data_dir='')),
+            missing=missing,
+            failed=failed,
+            versions=versions(),
+            date=time.strftime('%Y-%m-%d'),
+            machine=dict(
+                platform=platform.platform(),
+                cores=os.cpu_count(),
+                torch_uses=torch.backends.cpu.get_cpu_capability(),
+                device=str(default_device(config.device)),
+            ),
+            seconds=seconds,
+        ),
+    )
     return failed
 
 # %% ../nbs/55_claims.ipynb #cl-19
-NOTEBOOKS = tuple(f'reports/{n}.ipynb' for n in ('claims', 'collapse', 'slots', 'temperatures', 'features', 'uncertainty', 'materials'))
-_SHOWS = dict(collapse='collapse', slots='slots', temperatures='temperature', features='features') # page: the question whose arms it shows; the others show `base`
+NOTEBOOKS = tuple(
+    f'reports/{n}.ipynb'
+    for n in ('claims', 'collapse', 'slots', 'temperatures', 'features', 'uncertainty', 'materials')
+)
+_SHOWS = dict(
+    collapse='collapse', slots='slots', temperatures='temperature', features='features'
+)  # page: the question whose arms it shows; the others show `base`
+
 
 def pages_of(
-    only:tuple[str, ...], # questions; empty: all
-) -> tuple[str, ...]: # notebooks
+    only: tuple[str, ...],  # questions; empty: all
+) -> tuple[str, ...]:  # notebooks
     "The pages for which there is something to show."
     return tuple(n for n in NOTEBOOKS if not only or _SHOWS.get(Path(n).stem, 'base') in ('base', *only))
 
+
 def build_claims(
-    out:str|Path, # where the tables of `measure_claims` are
-    pages:str|Path='reports/_build', # gets one HTML file a notebook
-    notebooks:tuple[str, ...]=NOTEBOOKS,
-    show_progress:bool=True,
-) -> list[Path]: # the pages
+    out: str | Path,  # where the tables of `measure_claims` are
+    pages: str | Path = 'reports/_build',  # gets one HTML file a notebook
+    notebooks: tuple[str, ...] = NOTEBOOKS,
+    show_progress: bool = True,
+) -> list[Path]:  # the pages
     "Execute the notebooks of `reports/` over the tables, by papermill."
     results = dict(results=str(Path(out).resolve()))
-    return [render_notebook(n, Path(pages)/f'{Path(n).stem}.html', results) for n in tqdm(notebooks, 'pages', disable=not show_progress)]
+    return [
+        render_notebook(n, Path(pages) / f'{Path(n).stem}.html', results)
+        for n in tqdm(notebooks, 'pages', disable=not show_progress)
+    ]

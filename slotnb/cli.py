@@ -30,161 +30,243 @@ from .weights import file_stem
 @dataclass(frozen=True)
 class TrainCommand(TrainConfig):
     "Train slot attention on the frozen features of a backbone and score it on the test scenes."
-    preset:str = ''  # begin with the settings of a preset (source_report); flags beside it win
+
+    preset: str = ''  # begin with the settings of a preset (source_report); flags beside it win
+
 
 @dataclass(frozen=True)
 class FeaturesConfig:
     "Compute a backbone's features and print the feature-std table, raw and normalised; with --card, all that can be told before training."
-    backbone:str = 'dinov2_vits14'  # dinov2_vits14, dino_vits16, clip_vitb16, timm:<model>.<tag> or open_clip:<model>/<tag>
-    data_dir:str = 'data/movi_a_subset'  # Kubric folders, images, videos, .tar shards or MOVi records
-    split:str = ''  # which part of data_dir; empty: train, and for the card test
-    weights:str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
-    layer:int = -1  # block of the backbone whose tokens are taken; -1 is the last
-    final_norm:bool = True  # apply the backbone's final norm
-    facet:str = 'token'  # token, or query, key or value of that block's attention
-    resolution:str = 'spec'  # of the backbone's input in pixels: 448, 224x308 (height x width), or spec: what the backbone is used at
-    grid_size:str = 'spec'  # patches that come out, resampled bilinearly: 16, 16x22, native (nothing is resampled), or spec: 16 for the three
-    precision:str = 'fp32'  # of the backbone: fp32, bf16, int8 on a CPU with AVX-512, or auto: bf16 where the device has units for it
-    max_frames:int = 1  # frames taken of each scene; 0 takes all
-    skip_broken:bool = False  # leave out what can't be read, and say how much that is
-    device:str = 'auto'  # auto, cpu or cuda
-    card:bool = False  # make the feature card: .json, .csv and .png; its probes learn from the split train
-    out:str = 'feature_cards'  # the card goes to out/backbone
+
+    backbone: str = (
+        'dinov2_vits14'  # dinov2_vits14, dino_vits16, clip_vitb16, timm:<model>.<tag> or open_clip:<model>/<tag>
+    )
+    data_dir: str = 'data/movi_a_subset'  # Kubric folders, images, videos, .tar shards or MOVi records
+    split: str = ''  # which part of data_dir; empty: train, and for the card test
+    weights: str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
+    layer: int = -1  # block of the backbone whose tokens are taken; -1 is the last
+    final_norm: bool = True  # apply the backbone's final norm
+    facet: str = 'token'  # token, or query, key or value of that block's attention
+    resolution: str = 'spec'  # of the backbone's input in pixels: 448, 224x308 (height x width), or spec: what the backbone is used at
+    grid_size: str = 'spec'  # patches that come out, resampled bilinearly: 16, 16x22, native (nothing is resampled), or spec: 16 for the three
+    precision: str = 'fp32'  # of the backbone: fp32, bf16, int8 on a CPU with AVX-512, or auto: bf16 where the device has units for it
+    max_frames: int = 1  # frames taken of each scene; 0 takes all
+    skip_broken: bool = False  # leave out what can't be read, and say how much that is
+    device: str = 'auto'  # auto, cpu or cuda
+    card: bool = False  # make the feature card: .json, .csv and .png; its probes learn from the split train
+    out: str = 'feature_cards'  # the card goes to out/backbone
+
 
 @dataclass(frozen=True)
 class ReportConfig:
     "Build the TA report, one HTML page, from the runs of a sweep."
-    runs_dir:str = 'runs'  # where the sweep put its runs
-    out:str = 'reports/_build/ta_report.html'  # the page
-    notebook:str = 'reports/ta_report.ipynb'  # its source
+
+    runs_dir: str = 'runs'  # where the sweep put its runs
+    out: str = 'reports/_build/ta_report.html'  # the page
+    notebook: str = 'reports/ta_report.ipynb'  # its source
+
 
 @dataclass(frozen=True)
 class RenderConfig:
     "Render scenes of metal and rubber after MOVi-A (needs slotnb[render]); the same command goes on where it stopped."
-    out_dir:str = 'data/movi_a_subset'  # gets render.json and a folder of scenes a split; finished scenes are kept
-    scenes:int|None = None  # how many of split; None makes the committed set: 60 of train, 24 of test
-    metal:str|None = None  # probability that an object is metal: 0.3, or 0..1 for a share drawn anew in each scene; None is 0.5
-    frames:int = 1  # the last so many of a clip's 24, 12 a second
-    size:int = 256  # pixels a side
-    samples:int = 64  # rays a pixel, a power of four; 16 will do for a large set
-    split:str = 'train'  # folder of the scenes; splits share no scene
-    seed:int = 0  # the same seed gives the same scenes
-    workers:int = 1  # processes; the scenes are the same whatever their number
-    depth:bool = False  # write depth_00000.tiff too: distance to the camera's centre
-    normals:bool = False  # write normal_00000.png too: in the world's axes
-    min_pixels:int|None = None  # that every object shows in one of its frames; None is 25 of 256 x 256, scaled with area
+
+    out_dir: str = 'data/movi_a_subset'  # gets render.json and a folder of scenes a split; finished scenes are kept
+    scenes: int | None = None  # how many of split; None makes the committed set: 60 of train, 24 of test
+    metal: str | None = (
+        None  # probability that an object is metal: 0.3, or 0..1 for a share drawn anew in each scene; None is 0.5
+    )
+    frames: int = 1  # the last so many of a clip's 24, 12 a second
+    size: int = 256  # pixels a side
+    samples: int = 64  # rays a pixel, a power of four; 16 will do for a large set
+    split: str = 'train'  # folder of the scenes; splits share no scene
+    seed: int = 0  # the same seed gives the same scenes
+    workers: int = 1  # processes; the scenes are the same whatever their number
+    depth: bool = False  # write depth_00000.tiff too: distance to the camera's centre
+    normals: bool = False  # write normal_00000.png too: in the world's axes
+    min_pixels: int | None = (
+        None  # that every object shows in one of its frames; None is 25 of 256 x 256, scaled with area
+    )
+
 
 @dataclass(frozen=True)
 class InfoConfig:
     "Say what a path is: format, scenes, frames, objects, materials; and draw a contact sheet."
-    data_dir:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
-    split:str = 'train'  # which part of it
-    max_frames:int = 1  # frames taken of each scene; 0 takes all
-    skip_broken:bool = False  # leave out what can't be read, and say how much that is
-    out:str = 'contact_sheet.png'  # the contact sheet; '' draws none
+
+    data_dir: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')
+    ]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
+    split: str = 'train'  # which part of it
+    max_frames: int = 1  # frames taken of each scene; 0 takes all
+    skip_broken: bool = False  # leave out what can't be read, and say how much that is
+    out: str = 'contact_sheet.png'  # the contact sheet; '' draws none
+
 
 @dataclass(frozen=True)
 class ConvertConfig:
     "Write a dataset in another format: the same pixels, instance numbers and labels. Once for each split; goes on where it stopped."
-    data_dir:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
-    out_dir:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='OUT_DIR')]  # the folder to be written
-    format:Literal['webdataset', 'kubric'] = 'webdataset'  # of what is written; kubric needs masks
-    split:str = 'train'  # read and written
-    max_frames:int = 0  # the first so many frames of each scene; 0 takes all
-    skip_broken:bool = False  # leave out what can't be read, and say how much that is
-    shard_size:int = 1000  # images a shard of webdataset
+
+    data_dir: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')
+    ]  # Kubric folders, images, videos, .tar shards or MOVi records, also gs://...
+    out_dir: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='OUT_DIR')]  # the folder to be written
+    format: Literal['webdataset', 'kubric'] = 'webdataset'  # of what is written; kubric needs masks
+    split: str = 'train'  # read and written
+    max_frames: int = 0  # the first so many frames of each scene; 0 takes all
+    skip_broken: bool = False  # leave out what can't be read, and say how much that is
+    shard_size: int = 1000  # images a shard of webdataset
+
 
 @dataclass(frozen=True)
 class DataConfig:
     "Look at data of any format, or convert it."
-    action:tyro.conf.OmitArgPrefixes[Annotated[InfoConfig, tyro.conf.subcommand('info', prefix_name=False)]
-                                     | Annotated[ConvertConfig, tyro.conf.subcommand('convert', prefix_name=False)]]
+
+    action: tyro.conf.OmitArgPrefixes[
+        Annotated[InfoConfig, tyro.conf.subcommand('info', prefix_name=False)]
+        | Annotated[ConvertConfig, tyro.conf.subcommand('convert', prefix_name=False)]
+    ]
+
 
 @dataclass(frozen=True)
 class ExploreConfig:
     "Look at runs in a browser: scenes, masks, sliders. A page on this machine alone, with a token; Ctrl-C ends it (needs slotnb[explore])."
-    run:Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN')]  # a run's folder, its checkpoint, or a folder that holds runs
-    compare:str = ''  # a second run, to begin with the two side by side
-    data_dir:str = ''  # scenes to look at; empty: the test scenes that the run was scored on
-    port:int = 0  # of the page; 0 takes a free one
 
+    run: Annotated[
+        tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN')
+    ]  # a run's folder, its checkpoint, or a folder that holds runs
+    compare: str = ''  # a second run, to begin with the two side by side
+    data_dir: str = ''  # scenes to look at; empty: the test scenes that the run was scored on
+    port: int = 0  # of the page; 0 takes a free one
 
 # %% ../nbs/56_cli.ipynb #cell-6
 def run_features(c):
     backbone, data = frozen_backbone(c), open_split(c, c.split or ('test' if c.card else 'train'))
-    if c.card: return print(_card(c, backbone, data))
+    if c.card:
+        return print(_card(c, backbone, data))
     raw = extract(backbone, data).feats
     print('\n'.join(f'{k:15} {v}' for k, v in backbone.record.items()), end='\n\n')
-    print(feature_std_table({kind: Normalizer(kind, raw.shape[-1]).fit(raw)(raw) for kind in Normalizer.kinds}).T.round(3).to_string())
+    print(
+        feature_std_table({kind: Normalizer(kind, raw.shape[-1]).fit(raw)(raw) for kind in Normalizer.kinds})
+        .T.round(3)
+        .to_string()
+    )
+
 
 def _card(c, backbone, data):
-    try: train = None if c.split=='train' else open_split(c, 'train')
-    except SlotnbError: train = None # the card says what it leaves out without
-    exact = frozen_backbone(replace(c, precision='fp32')) if backbone.precision!='fp32' else None
-    out = Path(c.out)/file_stem(c.backbone)
+    try:
+        train = None if c.split == 'train' else open_split(c, 'train')
+    except SlotnbError:
+        train = None  # the card says what it leaves out without
+    exact = frozen_backbone(replace(c, precision='fp32')) if backbone.precision != 'fp32' else None
+    out = Path(c.out) / file_stem(c.backbone)
     return f"{card(backbone, data, out, train, exact)}\n\n{out}/feature_card.png"
+
 
 def run_train(c):
     c = TrainConfig(**{f.name: getattr(c, f.name) for f in fields(TrainConfig)})
     result = evaluate(fit(c))
     scores = {'ARI': 'ari_attn', 'FG-ARI': 'fg_ari_attn', 'mBO': 'mbo_attn'}
-    print(f"{c.run_dir/'best_model.safetensors'}: epoch {result['best_epoch']}, test MSE {result['test_mse']:.3f}, FVU {result['test_fvu']:.3f}; "
-          + (', '.join(f'{name} {100*result[key]:.1f}' for name, key in scores.items()) + ' (masks: attn)' if 'ari_attn' in result else
-             'no ARI, FG-ARI and mBO, because the test scenes have no truth')
-          + (' RANDOM WEIGHTS' if c.weights=='random' else '') + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
+    print(
+        f"{c.run_dir / 'best_model.safetensors'}: epoch {result['best_epoch']}, test MSE {result['test_mse']:.3f}, FVU {result['test_fvu']:.3f}; "
+        + (
+            ', '.join(f'{name} {100 * result[key]:.1f}' for name, key in scores.items()) + ' (masks: attn)'
+            if 'ari_attn' in result
+            else 'no ARI, FG-ARI and mBO, because the test scenes have no truth'
+        )
+        + (' RANDOM WEIGHTS' if c.weights == 'random' else '')
+        + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else '')
+    )
+
 
 def run_data(c):
     a = c.action
-    if isinstance(a, InfoConfig): print(info(a.data_dir, a.split, a.max_frames, a.skip_broken, a.out))
-    else: print(convert_data(a.data_dir, a.out_dir, a.format, a.split, a.max_frames, a.skip_broken, a.shard_size))
+    if isinstance(a, InfoConfig):
+        print(info(a.data_dir, a.split, a.max_frames, a.skip_broken, a.out))
+    else:
+        print(convert_data(a.data_dir, a.out_dir, a.format, a.split, a.max_frames, a.skip_broken, a.shard_size))
+
 
 def run_claims(c):
     failed = measure_claims(c)
     table = claims_table(Evidence.read(c.out))
     print('\n'.join(f'{r.claim}: {r.verdict.upper()}. {r.why}' for r in table.itertuples()))
-    if c.pages: print(*build_claims(c.out, c.pages, pages_of(c.only)), sep='\n')
+    if c.pages:
+        print(*build_claims(c.out, c.pages, pages_of(c.only)), sep='\n')
     _say_failed(failed)
+
 
 def run_report(c):
     print(build_report(c.runs_dir, c.out, c.notebook))
-    claims = Path(c.notebook).parent/'claims' # to whose evidence the report links
-    if claims.is_dir(): print(*build_claims(claims, Path(c.out).parent, NOTEBOOKS[:1], False))
+    claims = Path(c.notebook).parent / 'claims'  # to whose evidence the report links
+    if claims.is_dir():
+        print(*build_claims(claims, Path(c.out).parent, NOTEBOOKS[:1], False))
+
 
 def run_explore(c):
-    from slotnb.explore import serve # needs libraries of the extra `explore`
+    from slotnb.explore import serve  # needs libraries of the extra `explore`
+
     serve([c.run, *([c.compare] if c.compare else [])], c.data_dir or None, c.port, bool(c.compare))
 
-def run_sweep(c): _say_failed(sweep(c))
+
+def run_sweep(c):
+    _say_failed(sweep(c))
+
 
 def _say_failed(failed):
-    for folder, why in failed.items(): print(f'FAILED {folder}: {why} (see failed.json there)', file=sys.stderr)
-    if failed: raise SlotnbError(f'{len(failed)} runs failed; the same command tries them again and skips what is finished')
+    for folder, why in failed.items():
+        print(f'FAILED {folder}: {why} (see failed.json there)', file=sys.stderr)
+    if failed:
+        raise SlotnbError(f'{len(failed)} runs failed; the same command tries them again and skips what is finished')
 
 # %% ../nbs/56_cli.ipynb #cell-7
-COMMANDS = dict(train=(TrainCommand, run_train), features=(FeaturesConfig, run_features), data=(DataConfig, run_data),
-                render=(RenderConfig, lambda c: print(render(**vars(c)), 'scenes made')), sweep=(SweepConfig, run_sweep), claims=(ClaimsConfig, run_claims), report=(ReportConfig, run_report),
-                explore=(ExploreConfig, run_explore))
+COMMANDS = dict(
+    train=(TrainCommand, run_train),
+    features=(FeaturesConfig, run_features),
+    data=(DataConfig, run_data),
+    render=(RenderConfig, lambda c: print(render(**vars(c)), 'scenes made')),
+    sweep=(SweepConfig, run_sweep),
+    claims=(ClaimsConfig, run_claims),
+    report=(ReportConfig, run_report),
+    explore=(ExploreConfig, run_explore),
+)
+
 
 def with_preset(
-    args:list[str], # a command line
+    args: list[str],  # a command line
 ) -> list[str]:
     "Write out `--preset` as the flags that it stands for, in front of the others."
     for i, arg in enumerate(args):
-        name = arg.removeprefix('--preset=') if arg.startswith('--preset=') else args[i + 1] if arg=='--preset' and i + 1 < len(args) else ''
-        if name and args[0]=='train':
+        name = (
+            arg.removeprefix('--preset=')
+            if arg.startswith('--preset=')
+            else args[i + 1]
+            if arg == '--preset' and i + 1 < len(args)
+            else ''
+        )
+        if name and args[0] == 'train':
             preset(name)
             return ['train', *(part for k, v in PRESETS[name].items() for part in (f'--{k}', str(v))), *args[1:]]
     return args
 
+
 def main(
-    args:list[str]|None=None, # the command line; None is the process's own
-) -> int: # exit code: 0 well, 2 something to mend, 130 interrupted
+    args: list[str] | None = None,  # the command line; None is the process's own
+) -> int:  # exit code: 0 well, 2 something to mend, 130 interrupted
     "Entry point of the command `slotnb`."
-    if threading.current_thread() is threading.main_thread(): signal.signal(signal.SIGTERM, signal.default_int_handler) # end a sweep's runs too
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # end a sweep's runs too
     try:
-        config = tyro.extras.subcommand_cli_from_dict({name: c for name, (c, _) in COMMANDS.items()}, prog='slotnb', args=with_preset(sys.argv[1:] if args is None else args),
-            description='Object-centric learning on frozen Vision Transformer features.', use_underscores=True)
+        config = tyro.extras.subcommand_cli_from_dict(
+            {name: c for name, (c, _) in COMMANDS.items()},
+            prog='slotnb',
+            args=with_preset(sys.argv[1:] if args is None else args),
+            description='Object-centric learning on frozen Vision Transformer features.',
+            use_underscores=True,
+        )
         next(run for c, run in COMMANDS.values() if isinstance(config, c))(config)
-    except SlotnbError as e: print(f'slotnb: {e}', file=sys.stderr); return 2
-    except KeyboardInterrupt: print('slotnb: interrupted; the same command goes on from the last saved state', file=sys.stderr); return 130
+    except SlotnbError as e:
+        print(f'slotnb: {e}', file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print('slotnb: interrupted; the same command goes on from the last saved state', file=sys.stderr)
+        return 130
     return 0

@@ -17,110 +17,140 @@ import numpy as np, torch
 class SlotnbError(Exception):
     "Something that the user can mend: the message names the file or the field, and the remedy."
 
+
 def need_extra(
-    name:str, # of a module that only an extra of slotnb brings
-    extra:str, # which one
-    why:str, # how the message begins, e.g. 'rendering needs'
+    name: str,  # of a module that only an extra of slotnb brings
+    extra: str,  # which one
+    why: str,  # how the message begins, e.g. 'rendering needs'
 ):
     "Import a library that not everybody has, or say how to get it."
-    try: return importlib.import_module(name)
-    except ImportError: raise SlotnbError(f'{why} {name}, which is not installed; pip install slotnb[{extra}]') from None
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        raise SlotnbError(f'{why} {name}, which is not installed; pip install slotnb[{extra}]') from None
 
 # %% ../nbs/00_core.ipynb #cell-10
 def generator(
-    *key:int|str, # what the stream is for, e.g. `(seed, 'train', epoch)`
-) -> torch.Generator: # on the CPU, so that a CUDA run draws the same noise
+    *key: int | str,  # what the stream is for, e.g. `(seed, 'train', epoch)`
+) -> torch.Generator:  # on the CPU, so that a CUDA run draws the same noise
     "A random stream that depends on `key` alone; resuming at epoch 100 draws what epoch 100 always draws."
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], 'little') >> 1)
 
 # %% ../nbs/00_core.ipynb #cell-12
 def default_device(
-    device:str='auto', # 'auto', 'cpu', 'cuda', 'cuda:1' ...
+    device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1' ...
 ) -> torch.device:
     "CUDA where there is one, else the CPU."
-    if device == 'auto': return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+    if device == 'auto':
+        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise SlotnbError(f"device '{device}': this machine has no CUDA; use 'cpu' or 'auto'")
-    try: return torch.device(device)
-    except RuntimeError: raise SlotnbError(f"device '{device}' is not one that torch knows; use 'auto', 'cpu' or 'cuda'") from None
+    try:
+        return torch.device(device)
+    except RuntimeError:
+        raise SlotnbError(f"device '{device}' is not one that torch knows; use 'auto', 'cpu' or 'cuda'") from None
+
 
 def has_bf16(
-    device:torch.device,
+    device: torch.device,
 ) -> bool:
     "Whether the device has units that multiply bfloat16 matrices."
-    if device.type=='cuda': return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type=='cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    if device.type == 'cuda':
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
-def has_matrix_units() -> bool: # AMX of Intel's processors
+
+def has_matrix_units() -> bool:  # AMX of Intel's processors
     "Whether the CPU multiplies tiles of bfloat16 in one instruction, far faster than it does anything else."
     return torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported()
 
 # %% ../nbs/00_core.ipynb #cell-15
 @contextmanager
 def atomic_path(
-    path:str|Path, # the file to write; its folder is made
+    path: str | Path,  # the file to write; its folder is made
 ):
     "Gives a temporary path beside `path`; it becomes `path` when the block ends well and vanishes when it does not."
     path, tmp = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
-        os.close(fd); tmp = Path(tmp)
+        os.close(fd)
+        tmp = Path(tmp)
         yield tmp
         os.chmod(tmp, 0o644)
         os.replace(tmp, path)
-    except OSError as e: raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
+    except OSError as e:
+        raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
     finally:
-        if tmp: tmp.unlink(missing_ok=True)
+        if tmp:
+            tmp.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #cell-17
 def write_json(
-    path:str|Path, # the file to write
-    obj, # anything that `json` takes
+    path: str | Path,  # the file to write
+    obj,  # anything that `json` takes
 ):
     "Write `obj` as readable JSON, whole or not at all."
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False) + '\n')
+    with atomic_path(path) as tmp:
+        tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False) + '\n')
+
 
 def cannot_read(
-    path:str|Path, # the file
-    error:OSError, # what the system said of it
-) -> SlotnbError: # to be raised
+    path: str | Path,  # the file
+    error: OSError,  # what the system said of it
+) -> SlotnbError:  # to be raised
     "The sentence for a file that the system would not open."
-    why = {errno.ENOENT: 'is missing', errno.EISDIR: 'is a folder; put a file there', errno.EACCES: 'may not be read; allow it with chmod u+r',
-           errno.ELOOP: 'is a symbolic link that leads back to itself; put the file itself there'}
-    return SlotnbError(f"{path} {why.get(error.errno) or f'cannot be read ({error.strerror or error}); copy or fetch it again'}")
+    why = {
+        errno.ENOENT: 'is missing',
+        errno.EISDIR: 'is a folder; put a file there',
+        errno.EACCES: 'may not be read; allow it with chmod u+r',
+        errno.ELOOP: 'is a symbolic link that leads back to itself; put the file itself there',
+    }
+    return SlotnbError(
+        f"{path} {why.get(error.errno) or f'cannot be read ({error.strerror or error}); copy or fetch it again'}"
+    )
+
 
 def read_json(
-    path:str|Path, # the file to read
+    path: str | Path,  # the file to read
 ):
     "Read a JSON file; what is missing or broken is named."
-    try: return json.loads(Path(path).read_text())
-    except OSError as e: raise cannot_read(path, e) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e: raise SlotnbError(f'{path} is not valid JSON ({e})') from None
+    try:
+        return json.loads(Path(path).read_text())
+    except OSError as e:
+        raise cannot_read(path, e) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+        raise SlotnbError(f'{path} is not valid JSON ({e})') from None
 
 # %% ../nbs/00_core.ipynb #cell-20
 def digest(
-    *parts:bytes|str|Path|dict, # bytes as they are, a `Path` by the file's content, anything else as sorted JSON
-) -> str: # 16 hexadecimal digits
+    *parts: bytes
+    | str
+    | Path
+    | dict,  # bytes as they are, a `Path` by the file's content, anything else as sorted JSON
+) -> str:  # 16 hexadecimal digits
     "The SHA-256 of `parts`, in order."
     h = hashlib.sha256()
     for p in parts:
         if isinstance(p, Path):
-            with open(p, 'rb') as f: d = hashlib.file_digest(f, 'sha256').digest()
-        else: d = hashlib.sha256(p if isinstance(p, bytes) else json.dumps(p, sort_keys=True).encode()).digest()
+            with open(p, 'rb') as f:
+                d = hashlib.file_digest(f, 'sha256').digest()
+        else:
+            d = hashlib.sha256(p if isinstance(p, bytes) else json.dumps(p, sort_keys=True).encode()).digest()
         h.update(d)
     return h.hexdigest()[:16]
 
-def cache_dir() -> Path: # `$SLOTNB_CACHE`, else `~/.cache/slotnb`
+
+def cache_dir() -> Path:  # `$SLOTNB_CACHE`, else `~/.cache/slotnb`
     "Where features and weights are kept between runs."
-    return Path(os.environ.get('SLOTNB_CACHE') or Path.home()/'.cache/slotnb')
+    return Path(os.environ.get('SLOTNB_CACHE') or Path.home() / '.cache/slotnb')
 
 # %% ../nbs/00_core.ipynb #cell-23
 def check_shape(
-    x:torch.Tensor, # the tensor, or anything with a `shape`
-    axes:str, # one name an axis, e.g. `'b n d'`; a number asks for that size
-    name:str='tensor', # how the error calls it
-) -> tuple[int, ...]: # the shape
+    x: torch.Tensor,  # the tensor, or anything with a `shape`
+    axes: str,  # one name an axis, e.g. `'b n d'`; a number asks for that size
+    name: str = 'tensor',  # how the error calls it
+) -> tuple[int, ...]:  # the shape
     "Raise `SlotnbError` unless `x` has these axes."
     want = axes.split()
     if len(x.shape) != len(want) or any(w.isdigit() and int(w) != s for w, s in zip(want, x.shape)):
@@ -129,31 +159,38 @@ def check_shape(
 
 # %% ../nbs/00_core.ipynb #cell-26
 def batches(
-    x:torch.Tensor, # (s ...), or anything with `shape` that gives a tensor for `x[i:j]`
-    size:int|None=None, # samples a part; None: as many as hold a million numbers
-) -> Iterator[torch.Tensor]: # in order; the last may be smaller
+    x: torch.Tensor,  # (s ...), or anything with `shape` that gives a tensor for `x[i:j]`
+    size: int | None = None,  # samples a part; None: as many as hold a million numbers
+) -> Iterator[torch.Tensor]:  # in order; the last may be smaller
     "Consecutive parts along the first axis."
-    size = size or max(1, 2**20//math.prod(x.shape[1:]))
-    for i in range(0, x.shape[0], size): yield x[i:i + size]
+    size = size or max(1, 2**20 // math.prod(x.shape[1:]))
+    for i in range(0, x.shape[0], size):
+        yield x[i : i + size]
 
 # %% ../nbs/00_core.ipynb #compiled
 def compiled(
-    name:str, # of the library, for its file
-    source:str, # C++ whose functions are `extern "C"`
-    flags:list[str], # of the compiler, such as those for instructions that not every processor has
-) -> ctypes.CDLL|str: # or the reason why there is none
+    name: str,  # of the library, for its file
+    source: str,  # C++ whose functions are `extern "C"`
+    flags: list[str],  # of the compiler, such as those for instructions that not every processor has
+) -> ctypes.CDLL | str:  # or the reason why there is none
     "A library of C++ functions. It is kept in the cache, under a key made of its source and flags."
     compiler = next(filter(None, map(shutil.which, (os.environ.get('CXX') or 'g++', 'clang++'))), None)
     flags = ['-O3', '-std=c++17', '-shared', '-fPIC', *flags]
-    path = cache_dir()/'kernels'/f'{name}-{digest(source, flags)}.so'
+    path = cache_dir() / 'kernels' / f'{name}-{digest(source, flags)}.so'
     if not path.exists():
-        if not compiler: return 'there is no C++ compiler (g++ or clang++)'
+        if not compiler:
+            return 'there is no C++ compiler (g++ or clang++)'
         with tempfile.TemporaryDirectory() as d, atomic_path(path) as tmp:
-            (Path(d)/f'{name}.cpp').write_text(source)
+            (Path(d) / f'{name}.cpp').write_text(source)
             done = subprocess.run([compiler, *flags, f'{d}/{name}.cpp', '-o', str(tmp)], capture_output=True, text=True)
-            if done.returncode: tmp.write_bytes(b'')
-        if done.returncode: path.unlink(); return f'{compiler} does not compile the kernel ({(done.stderr.splitlines() or ["no word"])[0]})'
+            if done.returncode:
+                tmp.write_bytes(b'')
+        if done.returncode:
+            path.unlink()
+            return f'{compiler} does not compile the kernel ({(done.stderr.splitlines() or ["no word"])[0]})'
     return ctypes.CDLL(str(path))
 
 # %% ../nbs/00_core.ipynb #threads
-VECTORS = dict(AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split()) # flags of the compiler, by what `torch.backends.cpu.get_cpu_capability()` says
+VECTORS = dict(
+    AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split()
+)  # flags of the compiler, by what `torch.backends.cpu.get_cpu_capability()` says

@@ -17,13 +17,16 @@ from .core import SlotnbError, cannot_read, digest, read_json
 
 # %% ../nbs/12_data.ipynb #cell-11
 def read_segmentation(
-    path:str|Path, # a palette or grey PNG that holds instance numbers
-    data:bytes|None=None, # the encoded picture where it lies inside another file; `path` then only names it in messages
-) -> np.ndarray: # (h w) int64, 0 = background, `i + 1` = `instances[i]`
+    path: str | Path,  # a palette or grey PNG that holds instance numbers
+    data: bytes
+    | None = None,  # the encoded picture where it lies inside another file; `path` then only names it in messages
+) -> np.ndarray:  # (h w) int64, 0 = background, `i + 1` = `instances[i]`
     "Read instance numbers as they are: no colours, no resizing."
     im = _open(path, data)
     if im.mode not in ('P', 'L', '1', 'I', 'I;16'):
-        raise SlotnbError(f'{path} is a picture of mode {im.mode}, not instance numbers; save it as a palette or grey PNG')
+        raise SlotnbError(
+            f'{path} is a picture of mode {im.mode}, not instance numbers; save it as a palette or grey PNG'
+        )
     return np.asarray(im).astype(np.int64)
 
 # %% ../nbs/12_data.ipynb #cell-12
@@ -31,218 +34,280 @@ def _open(path, data=None):
     "A fully decoded, upright picture: Pillow alone reads only the header and would fail in the middle of a run."
     try:
         with Image.open(path if data is None else io.BytesIO(data)) as im:
-            deep = any(';16' in str(tile) and 'BGR' not in str(tile) for tile in im.tile) # Pillow cuts 16 bits to 8 without a word
-            im.load(); upright = ImageOps.exif_transpose(im)
+            deep = any(
+                ';16' in str(tile) and 'BGR' not in str(tile) for tile in im.tile
+            )  # Pillow cuts 16 bits to 8 without a word
+            im.load()
+            upright = ImageOps.exif_transpose(im)
             upright.info |= dict(deep=deep, rotated=im.getexif().get(0x112, 1) in range(2, 9))
             return upright
-    except UnidentifiedImageError: why = 'it is empty' if data==b'' or data is None and not Path(path).stat().st_size else 'it is no picture'
+    except UnidentifiedImageError:
+        why = 'it is empty' if data == b'' or data is None and not Path(path).stat().st_size else 'it is no picture'
     except OSError as e:
-        if e.errno: raise cannot_read(path, e) from None
+        if e.errno:
+            raise cannot_read(path, e) from None
         why = e
-    except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e: why = e
+    except (SyntaxError, ValueError, EOFError, struct.error, Image.DecompressionBombError) as e:
+        why = e
     raise SlotnbError(f'{path} cannot be read ({why}); is it truncated? Fetch or render it again')
 
 # %% ../nbs/12_data.ipynb #cell-16
-MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', 'PA', '1') # what becomes RGB without loss, once alpha is dropped
+MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', 'PA', '1')  # what becomes RGB without loss, once alpha is dropped
+
 
 def decode_image(
-    path:str|Path, # an image of 8 bits: colour, grey or palette
-    data:bytes|None=None, # the encoded picture where it lies inside another file; `path` then only names it in messages
-) -> tuple[np.ndarray, bool]: # (h w 3) uint8, upright, without alpha; and whether its EXIF tags had it turned
+    path: str | Path,  # an image of 8 bits: colour, grey or palette
+    data: bytes
+    | None = None,  # the encoded picture where it lies inside another file; `path` then only names it in messages
+) -> tuple[np.ndarray, bool]:  # (h w 3) uint8, upright, without alpha; and whether its EXIF tags had it turned
     "Read an image to the last pixel; a missing, truncated or foreign file, or one that only a choice makes RGB, is named."
     im = _open(path, data)
     if im.info['deep'] or im.mode not in MODES:
-        what = 'has 16 bits a channel' if im.info['deep'] or im.mode=='I' else f'is of mode {im.mode}'
-        raise SlotnbError(f'{path} {what}, which becomes 8-bit RGB in more than one way; convert it yourself, e.g. to an RGB PNG')
+        what = 'has 16 bits a channel' if im.info['deep'] or im.mode == 'I' else f'is of mode {im.mode}'
+        raise SlotnbError(
+            f'{path} {what}, which becomes 8-bit RGB in more than one way; convert it yourself, e.g. to an RGB PNG'
+        )
     return np.asarray(im.convert('RGB')), im.info['rotated']
 
+
 def read_image(
-    path:str|Path, # as for `decode_image`
-    data:bytes|None=None, # likewise
-) -> np.ndarray: # (h w 3) uint8; alpha is dropped, as Kubric's own MOVi export does
+    path: str | Path,  # as for `decode_image`
+    data: bytes | None = None,  # likewise
+) -> np.ndarray:  # (h w 3) uint8; alpha is dropped, as Kubric's own MOVi export does
     "The pixels alone."
     return decode_image(path, data)[0]
 
 # %% ../nbs/12_data.ipynb #cell-22
-def _label(instance, field): return str(instance.get(f'{field}_label', instance.get(field, ''))).lower()
+def _label(instance, field):
+    return str(instance.get(f'{field}_label', instance.get(field, ''))).lower()
 
 # %% ../nbs/12_data.ipynb #cell-23
 class Sample(NamedTuple):
     "One frame of one scene, from any format."
-    name:str # of the scene, e.g. `scene_0007`
-    frame:int # number of the frame in its scene, from 0
-    path:Path # the file that it was read from, for messages
-    image:np.ndarray # (h w 3) uint8
-    segmentation:np.ndarray|None # (h w) int64, 0 = background, `i + 1` = `instances[i]`; None: no truth is known
-    instances:list[dict] # as in Kubric's `metadata.json`; empty when nothing is known of the objects
-    rotated:bool=False # the file's own tags had the picture turned; `image` is upright
+
+    name: str  # of the scene, e.g. `scene_0007`
+    frame: int  # number of the frame in its scene, from 0
+    path: Path  # the file that it was read from, for messages
+    image: np.ndarray  # (h w 3) uint8
+    segmentation: np.ndarray | None  # (h w) int64, 0 = background, `i + 1` = `instances[i]`; None: no truth is known
+    instances: list[dict]  # as in Kubric's `metadata.json`; empty when nothing is known of the objects
+    rotated: bool = False  # the file's own tags had the picture turned; `image` is upright
 
     @property
-    def materials(self) -> list[str]: # 'metal', 'rubber', or '' where it is not known; one an instance
+    def materials(self) -> list[str]:  # 'metal', 'rubber', or '' where it is not known; one an instance
         "The material of every instance."
         return [_label(i, 'material') for i in self.instances]
 
-    def image_digest(self) -> str: # 16 hexadecimal digits
+    def image_digest(self) -> str:  # 16 hexadecimal digits
         "Names the pixels, not the file: the same picture has the same features wherever it lies."
         return digest(self.image.tobytes(), list(self.image.shape))
 
 # %% ../nbs/12_data.ipynb #cell-24
 def read_scene(
-    path:str|Path, # the image, `.../scene_0007/rgba_00000.png`; its neighbours are found from it
+    path: str | Path,  # the image, `.../scene_0007/rgba_00000.png`; its neighbours are found from it
 ) -> Sample:
     "Read one frame with its segmentation and metadata, and check that the three belong together."
-    path = Path(path); frame = path.stem.removeprefix('rgba_'); meta = path.parent/'metadata.json'
+    path = Path(path)
+    frame = path.stem.removeprefix('rgba_')
+    meta = path.parent / 'metadata.json'
     seg_file = path.with_name(f'segmentation_{frame}.png')
     (image, rotated), seg = decode_image(path), read_segmentation(seg_file)
     check_size(image, seg, seg_file)
     insts = check_instances(read_json(meta), int(seg.max()), meta)
     for n, i in enumerate(insts):
-        if not {'material', 'material_label'} & i.keys(): raise SlotnbError(f"{meta}: instance {n} has neither 'material' nor 'material_label'")
+        if not {'material', 'material_label'} & i.keys():
+            raise SlotnbError(f"{meta}: instance {n} has neither 'material' nor 'material_label'")
     return Sample(path.parent.name, int(frame), path, image, seg, insts, rotated)
 
 # %% ../nbs/12_data.ipynb #cell-25
 def check_size(
-    image:np.ndarray, # (h w 3), upright
-    segmentation:np.ndarray, # (h w)
-    where:str|Path, # the segmentation's file
+    image: np.ndarray,  # (h w 3), upright
+    segmentation: np.ndarray,  # (h w)
+    where: str | Path,  # the segmentation's file
 ):
     "An image and its segmentation are of one size."
     (h, w), (seg_h, seg_w) = image.shape[:2], segmentation.shape
-    if (h, w)!=(seg_h, seg_w): raise SlotnbError(f'{where} is {seg_w}x{seg_h} pixels, its image {w}x{h}; they must be of one size')
+    if (h, w) != (seg_h, seg_w):
+        raise SlotnbError(f'{where} is {seg_w}x{seg_h} pixels, its image {w}x{h}; they must be of one size')
+
 
 def check_instances(
-    metadata:Any, # what the metadata file holds
-    max_id:int, # the largest id of the segmentation
-    where:str|Path, # the metadata's file
-) -> list[dict]: # the instances
+    metadata: Any,  # what the metadata file holds
+    max_id: int,  # the largest id of the segmentation
+    where: str | Path,  # the metadata's file
+) -> list[dict]:  # the instances
     "The instances that `metadata` lists, one for every id."
     insts = metadata.get('instances') if isinstance(metadata, dict) else None
     if not isinstance(insts, list) or not all(isinstance(i, dict) for i in insts):
         raise SlotnbError(f"{where} has no list 'instances'; Kubric's metadata has one entry there for every object")
-    if max_id > len(insts): raise SlotnbError(f'{where} lists {len(insts)} instances, but its segmentation has the id {max_id}')
+    if max_id > len(insts):
+        raise SlotnbError(f'{where} lists {len(insts)} instances, but its segmentation has the id {max_id}')
     return insts
 
 # %% ../nbs/12_data.ipynb #cell-28
 class Entry(NamedTuple):
     "Where a sample can be found, without reading it."
-    name:str # of the scene
-    frame:int # number of the frame in its scene
-    where:Any # what the format needs to read it
+
+    name: str  # of the scene
+    frame: int  # number of the frame in its scene
+    where: Any  # what the format needs to read it
+
 
 class Dataset:
     "Samples in a fixed order, each read when asked for. A format sets `entries` and implements `read`."
-    kind = '' # name of the format, as `slotnb data info` prints it
-    has_truth = True # False: no sample has a segmentation
-    def __init__(self,
-        root:str|Path, # what was opened, for messages
-        entries:list[Entry], # all samples, in order
-        skip_broken:bool=False, # read everything once now and leave out what can't be read; `skipped` says what and why
-        progress:bool=True, # a bar while that lasts
+
+    kind = ''  # name of the format, as `slotnb data info` prints it
+    has_truth = True  # False: no sample has a segmentation
+
+    def __init__(
+        self,
+        root: str | Path,  # what was opened, for messages
+        entries: list[Entry],  # all samples, in order
+        skip_broken: bool = False,  # read everything once now and leave out what can't be read; `skipped` says what and why
+        progress: bool = True,  # a bar while that lasts
     ):
         self.root, self.entries, self.skipped = Path(root), entries, []
-        if skip_broken: self._drop_broken(progress)
+        if skip_broken:
+            self._drop_broken(progress)
 
-    def read(self, entry:Entry) -> Sample:
+    def read(self, entry: Entry) -> Sample:
         "Read one entry; raises `SlotnbError` that names the file."
         raise NotImplementedError
 
-    def fingerprint(self,
-        progress:bool=True, # a bar when it takes more than two seconds
-    ) -> str: # 16 hexadecimal digits
+    def fingerprint(
+        self,
+        progress: bool = True,  # a bar when it takes more than two seconds
+    ) -> str:  # 16 hexadecimal digits
         "Names the images, in order, by their pixels. A format that can name them without decoding overrides this; `entries` must count."
         samples = tqdm(self, 'naming images', len(self), leave=False, unit='image', delay=2, disable=not progress)
         return digest([s.image_digest() for s in samples])
 
     @property
-    def scenes(self) -> list[str]: # names, in order
+    def scenes(self) -> list[str]:  # names, in order
         "The scenes, without their frames."
         return list(dict.fromkeys(e.name for e in self.entries))
 
-    def __len__(self) -> int: return len(self.entries)
-    def __getitem__(self, i:int) -> Sample: return self.read(self.entries[i])
-    def __iter__(self) -> Iterator[Sample]: return map(self.read, self.entries)
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, i: int) -> Sample:
+        return self.read(self.entries[i])
+
+    def __iter__(self) -> Iterator[Sample]:
+        return map(self.read, self.entries)
+
     def __repr__(self):
-        return (f'{type(self).__name__}({str(self.root)!r}: {len(self.scenes)} scenes, {len(self)} frames'
-                + (f', {len(self.skipped)} broken ones skipped' if self.skipped else '') + ')')
+        return (
+            f'{type(self).__name__}({str(self.root)!r}: {len(self.scenes)} scenes, {len(self)} frames'
+            + (f', {len(self.skipped)} broken ones skipped' if self.skipped else '')
+            + ')'
+        )
 
     def _errors(self, progress):
         "The message of every entry that can't be read, None for the others."
         for entry in tqdm(self.entries, 'checking scenes', disable=not progress, leave=False):
-            try: self.read(entry); yield None
-            except SlotnbError as e: yield str(e)
+            try:
+                self.read(entry)
+                yield None
+            except SlotnbError as e:
+                yield str(e)
 
     def _drop_broken(self, progress):
         errors = list(self._errors(progress))
         self.skipped = [e for e in errors if e]
         self.entries = [entry for entry, e in zip(self.entries, errors) if not e]
-        if not self.entries: raise SlotnbError(f'{self.root}: all {len(errors)} samples are broken; the first: {errors[0]}')
+        if not self.entries:
+            raise SlotnbError(f'{self.root}: all {len(errors)} samples are broken; the first: {errors[0]}')
 
-    def check(self,
-        progress:bool=True, # show a bar
-    ) -> 'Dataset': # the same dataset
+    def check(
+        self,
+        progress: bool = True,  # show a bar
+    ) -> 'Dataset':  # the same dataset
         "Read every sample once; raise one error that names the first broken file and counts the rest."
         errors = [e for e in self._errors(progress) if e]
         if errors:
-            raise SlotnbError(errors[0] + (f' ({len(errors) - 1} more of {len(self)} frames are broken too)' if errors[1:] else ''))
+            raise SlotnbError(
+                errors[0] + (f' ({len(errors) - 1} more of {len(self)} frames are broken too)' if errors[1:] else '')
+            )
         return self
 
 # %% ../nbs/12_data.ipynb #cell-29
 class KubricFolders(Dataset):
     "The scenes of `data_dir/split` in Kubric's layout, sorted by name, then by frame."
+
     kind = 'Kubric folders'
-    def __init__(self,
-        data_dir:str|Path, # holds `train`, `test`, ...
-        split:str='train', # the folder of scenes to read
-        max_frames:int|None=1, # the first so many frames of each scene; 0 or None: all
-        skip_broken:bool=False, # leave out what can't be read, and say so in `skipped`
-        progress:bool=True, # a bar while that lasts
+
+    def __init__(
+        self,
+        data_dir: str | Path,  # holds `train`, `test`, ...
+        split: str = 'train',  # the folder of scenes to read
+        max_frames: int | None = 1,  # the first so many frames of each scene; 0 or None: all
+        skip_broken: bool = False,  # leave out what can't be read, and say so in `skipped`
+        progress: bool = True,  # a bar while that lasts
     ):
         if max_frames and max_frames < 0:
             raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
         root = _split_dir(Path(data_dir), split)
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
-        frames = [(s.name, _frames(s)[:max_frames or None]) for s in folders]
+        frames = [(s.name, _frames(s)[: max_frames or None]) for s in folders]
         entries = [Entry(name, int(f.stem.removeprefix('rgba_')), f) for name, files in frames for f in files]
-        if not entries: raise SlotnbError(f'{root} holds no scene; expected folders with rgba_00000.png in them')
+        if not entries:
+            raise SlotnbError(f'{root} holds no scene; expected folders with rgba_00000.png in them')
         super().__init__(root, entries, skip_broken, progress)
 
-    def read(self, entry:Entry) -> Sample: return read_scene(entry.where)
+    def read(self, entry: Entry) -> Sample:
+        return read_scene(entry.where)
 
 # %% ../nbs/12_data.ipynb #cell-30
 def _split_dir(data_dir, split):
-    root = data_dir/split
-    if not data_dir.is_dir(): raise SlotnbError(f"data_dir '{data_dir}' does not exist; give a folder of Kubric scenes")
+    root = data_dir / split
+    if not data_dir.is_dir():
+        raise SlotnbError(f"data_dir '{data_dir}' does not exist; give a folder of Kubric scenes")
     if not root.is_dir():
         there = ', '.join(sorted(p.name for p in data_dir.iterdir() if p.is_dir())) or 'no folder at all'
         raise SlotnbError(f"'{data_dir}' has no split '{split}'; it holds {there}")
     return root
 
+
 def _frames(scene):
     "By number. A folder without a frame keeps an entry, so that reading it says what is missing."
     number = lambda f: int(f.stem.removeprefix('rgba_'))
-    return sorted((f for f in scene.glob('rgba_*.png') if f.stem[5:].isdecimal()), key=number) or [scene/'rgba_00000.png']
+    return sorted((f for f in scene.glob('rgba_*.png') if f.stem[5:].isdecimal()), key=number) or [
+        scene / 'rgba_00000.png'
+    ]
+
 
 def split_root(
-    data_dir:str|Path, # a folder
-    split:str|None, # None: the folder itself
-) -> Path: # the folder that holds the split
+    data_dir: str | Path,  # a folder
+    split: str | None,  # None: the folder itself
+) -> Path:  # the folder that holds the split
     "For formats that know no splits: the sub-folder of that name; a folder that has none of these is all `train`."
     data_dir = Path(data_dir)
-    if not data_dir.is_dir(): raise SlotnbError(f"data_dir '{data_dir}' does not exist; give a folder")
-    if split is None or (data_dir/split).is_dir(): return data_dir/(split or '')
-    there = [s for s in ('train', 'val', 'valid', 'validation', 'test') if (data_dir/s).is_dir()]
-    if split=='train' and not there: return data_dir
-    raise SlotnbError(f"'{data_dir}' has no split '{split}'; " + (f"it holds {', '.join(there)}" if there else
-                      f"without sub-folders all of it is the split 'train'; make the sub-folders train and {split}"))
+    if not data_dir.is_dir():
+        raise SlotnbError(f"data_dir '{data_dir}' does not exist; give a folder")
+    if split is None or (data_dir / split).is_dir():
+        return data_dir / (split or '')
+    there = [s for s in ('train', 'val', 'valid', 'validation', 'test') if (data_dir / s).is_dir()]
+    if split == 'train' and not there:
+        return data_dir
+    raise SlotnbError(
+        f"'{data_dir}' has no split '{split}'; "
+        + (
+            f"it holds {', '.join(there)}"
+            if there
+            else f"without sub-folders all of it is the split 'train'; make the sub-folders train and {split}"
+        )
+    )
 
 # %% ../nbs/12_data.ipynb #cell-43
 def instance_table(
-    dataset:Dataset, # or any iterable of `Sample`
-) -> pd.DataFrame: # scene, frame, instance (the id in the segmentation), material, shape, size, color, pixels
+    dataset: Dataset,  # or any iterable of `Sample`
+) -> pd.DataFrame:  # scene, frame, instance (the id in the segmentation), material, shape, size, color, pixels
     "One row for every object of every sample with truth; `pixels` is what can be seen of it."
     rows = []
     for s in dataset:
-        if s.segmentation is None: continue
+        if s.segmentation is None:
+            continue
         pixels = np.bincount(s.segmentation.ravel(), minlength=len(s.instances) + 1)
         for i, o in enumerate(s.instances, 1):
             labels = {f: _label(o, f) for f in ('material', 'shape', 'size', 'color')}

@@ -15,44 +15,54 @@ from .slot_attention import xavier_
 # %% ../nbs/31_decoder.ipynb #cell-5
 class DecoderOutput(NamedTuple):
     "A reconstruction and who made it."
-    recon:Tensor # (b n d) features
-    masks:Tensor # (b k n), sums to 1 over k
+
+    recon: Tensor  # (b n d) features
+    masks: Tensor  # (b k n), sums to 1 over k
 
 # %% ../nbs/31_decoder.ipynb #cell-9
 class MLPDecoder(nn.Module):
     "MLP broadcast decoder (Seitzer et al. 2023), its first and last layer taken out of the product of slots and patches."
-    def __init__(self,
-        slot_dim:int, # channels of a slot
-        feat_dim:int, # channels of the target
-        num_patches:int, # patches of the grid
-        hidden_dim:int=1024, # of the MLP's three hidden layers
-        mask_temperature:float=1., # divides alpha before the softmax over slots
-        pos_std:float=.02, # of the positions, at the start
+
+    def __init__(
+        self,
+        slot_dim: int,  # channels of a slot
+        feat_dim: int,  # channels of the target
+        num_patches: int,  # patches of the grid
+        hidden_dim: int = 1024,  # of the MLP's three hidden layers
+        mask_temperature: float = 1.0,  # divides alpha before the softmax over slots
+        pos_std: float = 0.02,  # of the positions, at the start
     ):
         super().__init__()
         self.mask_temperature = mask_temperature
-        self.first, self.hidden = nn.Linear(slot_dim, hidden_dim), nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(2))
+        self.first, self.hidden = (
+            nn.Linear(slot_dim, hidden_dim),
+            nn.ModuleList(nn.Linear(hidden_dim, hidden_dim) for _ in range(2)),
+        )
         self.to_feats, self.to_alpha = nn.Linear(hidden_dim, feat_dim), nn.Linear(hidden_dim, 1)
         xavier_(self)
-        self.pos = nn.Parameter(torch.randn(num_patches, slot_dim)*pos_std)
+        self.pos = nn.Parameter(torch.randn(num_patches, slot_dim) * pos_std)
 
-    def forward(self,
-        slots:Tensor, # (b k d)
-        logits:Tensor|None=None, # not used: this decoder makes masks of its own
+    def forward(
+        self,
+        slots: Tensor,  # (b k d)
+        logits: Tensor | None = None,  # not used: this decoder makes masks of its own
     ) -> DecoderOutput:
         h = (self.first(slots)[:, :, None] + self.pos @ self.first.weight.T).relu()
-        for layer in self.hidden: h = layer(h).relu()
-        masks = (self.to_alpha(h)[..., 0]/self.mask_temperature).softmax(1)
+        for layer in self.hidden:
+            h = layer(h).relu()
+        masks = (self.to_alpha(h)[..., 0] / self.mask_temperature).softmax(1)
         return DecoderOutput(self.to_feats(torch.einsum('bkn,bknh->bnh', masks, h)), masks)
 
 # %% ../nbs/31_decoder.ipynb #cell-12
 class AttentionDecoder(nn.Module):
     "Masks are slot attention's own; each slot is one feature, each patch the mixture of the slots that won it."
-    def __init__(self,
-        slot_dim:int, # channels of a slot
-        feat_dim:int, # channels of the target
-        hidden_dim:int=512, # of the MLP
-        mask_temperature:float=1., # divides the logits before the softmax over slots
+
+    def __init__(
+        self,
+        slot_dim: int,  # channels of a slot
+        feat_dim: int,  # channels of the target
+        hidden_dim: int = 512,  # of the MLP
+        mask_temperature: float = 1.0,  # divides the logits before the softmax over slots
     ):
         super().__init__()
         self.mask_temperature = mask_temperature
@@ -60,16 +70,18 @@ class AttentionDecoder(nn.Module):
         self.skip = nn.Linear(slot_dim, feat_dim, bias=False)
         xavier_(self)
 
-    def forward(self,
-        slots:Tensor, # (b k d)
-        logits:Tensor, # (b k n) of slot attention
+    def forward(
+        self,
+        slots: Tensor,  # (b k d)
+        logits: Tensor,  # (b k n) of slot attention
     ) -> DecoderOutput:
         check_shape(logits, f'{slots.shape[0]} {slots.shape[1]} n', 'logits')
-        masks = (logits/self.mask_temperature).softmax(1)
+        masks = (logits / self.mask_temperature).softmax(1)
         return DecoderOutput(masks.transpose(1, 2) @ self.per_slot(slots), masks)
 
-    def per_slot(self,
-        slots:Tensor, # (b k d)
-    ) -> Tensor: # (b k feat_dim)
+    def per_slot(
+        self,
+        slots: Tensor,  # (b k d)
+    ) -> Tensor:  # (b k feat_dim)
         "What a slot adds to the patches that it wins."
         return self.mlp(slots) + self.skip(slots)

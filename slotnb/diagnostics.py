@@ -15,56 +15,66 @@ from .normalizer import Moments
 
 # %% ../nbs/44_diagnostics.ipynb #9f481a6e
 def feature_stats(
-    feats:Tensor, # (s n d) patch tokens of several images; anything that `batches` takes, so they need not be in memory
+    feats: Tensor,  # (s n d) patch tokens of several images; anything that `batches` takes, so they need not be in memory
 ) -> dict[str, float]:
     "Scale and content of features; std and mean in their own units, the rest without units. One pass."
     s, n, d = check_shape(feats, 's n d', 'feats')
-    seen, cosine, by_sample = Moments(d, cross=True), 0., []
+    seen, cosine, by_sample = Moments(d, cross=True), 0.0, []
     for x in batches(feats):
         seen.add(x)
         by_sample.append(x.flatten(1).std(1))
         unit = torch.nn.functional.normalize(x, dim=-1)
-        cosine += ((unit.sum(1).square().sum(-1) - n)/(n*(n - 1))).sum().item()
+        cosine += ((unit.sum(1).square().sum(-1) - n) / (n * (n - 1))).sum().item()
     by_channel, by_sample = seen.std, torch.cat(by_sample)
     variance = torch.linalg.eigvalsh(seen.variance).flip(0).clamp(min=0)
-    return dict(std=seen.total_std, mean=seen.mean.mean().item(),
-        channel_std_min=by_channel.min().item(), channel_std_median=by_channel.median().item(), channel_std_max=by_channel.max().item(),
-        sample_std_min=by_sample.min().item(), sample_std_max=by_sample.max().item(), patch_cosine=cosine/s,
-        components_90=1 + int((variance.cumsum(0)/variance.sum() < .9).sum()))
+    return dict(
+        std=seen.total_std,
+        mean=seen.mean.mean().item(),
+        channel_std_min=by_channel.min().item(),
+        channel_std_median=by_channel.median().item(),
+        channel_std_max=by_channel.max().item(),
+        sample_std_min=by_sample.min().item(),
+        sample_std_max=by_sample.max().item(),
+        patch_cosine=cosine / s,
+        components_90=1 + int((variance.cumsum(0) / variance.sum() < 0.9).sum()),
+    )
 
 # %% ../nbs/44_diagnostics.ipynb #a99bd374
 def feature_std_table(
-    named:dict[str, Tensor], # a name for each set of features (s n d), e.g. raw and normalised
-) -> pd.DataFrame: # one row a set
+    named: dict[str, Tensor],  # a name for each set of features (s n d), e.g. raw and normalised
+) -> pd.DataFrame:  # one row a set
     "The feature-std table."
     return pd.DataFrame({name: feature_stats(feats) for name, feats in named.items()}).T.astype({'components_90': int})
 
 # %% ../nbs/44_diagnostics.ipynb #1db507c5
 def slot_measures(
-    slots:Tensor, # (b k d)
-    masks:Tensor, # (b k n), sums to 1 over k
-) -> dict[str, Tensor]: # scalars
+    slots: Tensor,  # (b k d)
+    masks: Tensor,  # (b k n), sums to 1 over k
+) -> dict[str, Tensor]:  # scalars
     "Slot diversity and use, each the mean over images."
     b, k, n = check_shape(masks, 'b k n', 'masks')
-    share = masks.mean(-1) # (b k) soft share of the image
-    won = torch.nn.functional.one_hot(masks.argmax(1), k).float().mean(1) # (b k) share of patches won
-    active = (won >= .5/n).sum(1).float() # at least one patch
+    share = masks.mean(-1)  # (b k) soft share of the image
+    won = torch.nn.functional.one_hot(masks.argmax(1), k).float().mean(1)  # (b k) share of patches won
+    active = (won >= 0.5 / n).sum(1).float()  # at least one patch
     ranked, rank = won.sort(1).values, torch.arange(1, k + 1, device=won.device)
     found = dict(
         slot_cosine=slot_cosine(slots),
-        effective_slots=torch.special.entr(share).sum(1).exp(), # perplexity of the shares; k when all are equal
-        mask_entropy=torch.special.entr(masks).sum(1).mean(1)/math.log(k), # 0: every patch has one owner, 1: masks say nothing
-        mask_max=masks.max(1).values.mean(1), # 1/k to 1
-        mask_std=masks.std(1).mean(1), # over slots; 0 when masks are uniform
-        active_slots=active, dead_slots=k - active,
+        effective_slots=torch.special.entr(share).sum(1).exp(),  # perplexity of the shares; k when all are equal
+        mask_entropy=torch.special.entr(masks).sum(1).mean(1)
+        / math.log(k),  # 0: every patch has one owner, 1: masks say nothing
+        mask_max=masks.max(1).values.mean(1),  # 1/k to 1
+        mask_std=masks.std(1).mean(1),  # over slots; 0 when masks are uniform
+        active_slots=active,
+        dead_slots=k - active,
         largest_share=won.max(1).values,
-        gini=((2*rank - k - 1)*ranked).sum(1)/k, # 0: all slots win the same, 1 - 1/k: one wins all
+        gini=((2 * rank - k - 1) * ranked).sum(1) / k,  # 0: all slots win the same, 1 - 1/k: one wins all
     )
     return {name: v.mean() for name, v in found.items()}
 
+
 def slot_stats(
-    slots:Tensor, # (b k d)
-    masks:Tensor, # (b k n), sums to 1 over k
+    slots: Tensor,  # (b k d)
+    masks: Tensor,  # (b k n), sums to 1 over k
 ) -> dict[str, float]:
     "`slot_measures` as numbers; a GPU is asked once."
     found = slot_measures(slots, masks)
@@ -72,14 +82,26 @@ def slot_stats(
 
 # %% ../nbs/44_diagnostics.ipynb #28687a42
 def collapse(
-    stats:dict[str, float], # of `slot_stats`, optionally with `fvu`, and with `target_std_kept` and `target_rank_kept` of a target that is learnt
-) -> str: # '' when nothing is wrong
+    stats: dict[
+        str, float
+    ],  # of `slot_stats`, optionally with `fvu`, and with `target_std_kept` and `target_rank_kept` of a target that is learnt
+) -> str:  # '' when nothing is wrong
     "What has collapsed, in words with the number that shows it."
     said = []
-    if stats['mask_entropy'] > .95: said.append(f"masks are uniform (entropy {stats['mask_entropy']:.2f} of 1): no slot owns anything")
-    if stats['largest_share'] > .95: said.append(f"one slot has {100*stats['largest_share']:.0f} % of the image")
-    if stats['slot_cosine'] > .99: said.append(f"slots are all the same (cosine {stats['slot_cosine']:.2f})")
-    if stats.get('fvu', 0) >= 1: said.append(f"the reconstruction is no better than the mean feature (FVU {stats['fvu']:.2f})")
-    if stats.get('target_std_kept', 1) < .5: said.append(f"the target has shrunk to {100*stats['target_std_kept']:.0f} % of its features' std: a low loss means nothing")
-    if stats.get('target_rank_kept', 1) < .5: said.append(f"the target spans {100*stats['target_rank_kept']:.0f} % of its features' directions: a low loss means nothing")
+    if stats['mask_entropy'] > 0.95:
+        said.append(f"masks are uniform (entropy {stats['mask_entropy']:.2f} of 1): no slot owns anything")
+    if stats['largest_share'] > 0.95:
+        said.append(f"one slot has {100 * stats['largest_share']:.0f} % of the image")
+    if stats['slot_cosine'] > 0.99:
+        said.append(f"slots are all the same (cosine {stats['slot_cosine']:.2f})")
+    if stats.get('fvu', 0) >= 1:
+        said.append(f"the reconstruction is no better than the mean feature (FVU {stats['fvu']:.2f})")
+    if stats.get('target_std_kept', 1) < 0.5:
+        said.append(
+            f"the target has shrunk to {100 * stats['target_std_kept']:.0f} % of its features' std: a low loss means nothing"
+        )
+    if stats.get('target_rank_kept', 1) < 0.5:
+        said.append(
+            f"the target spans {100 * stats['target_rank_kept']:.0f} % of its features' directions: a low loss means nothing"
+        )
     return '; '.join(said)

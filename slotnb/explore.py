@@ -15,7 +15,20 @@ from slotnb.core import SlotnbError, atomic_path, need_extra, write_json
 from slotnb.data import Dataset
 from slotnb.normalizer import Normalizer
 from slotnb.train import Run
-from slotnb.views import NUMBERS, Picture, Replay, State, Viewer, find_runs, find_scenes, runs_page, scene_page, small, training_page
+from slotnb.views import (
+    NUMBERS,
+    Picture,
+    Replay,
+    State,
+    Viewer,
+    find_runs,
+    find_scenes,
+    runs_page,
+    scene_page,
+    small,
+    training_page,
+)
+
 anywidget, w = (need_extra(name, 'explore', 'the explorer needs') for name in ('anywidget', 'ipywidgets'))
 
 # %% ../nbs/61_explore.ipynb #cell-7
@@ -124,96 +137,139 @@ CSS = '''
 # %% ../nbs/61_explore.ipynb #cell-8
 class Gallery(anywidget.AnyWidget):
     "Rows of canvases that can be clicked and saved; arrow keys move the marked patch."
-    _esm, _css = ESM, CSS
-    pictures = traitlets.List().tag(sync=True) # of dictionaries
-    drawn = traitlets.Int().tag(sync=True) # how often; tells the page to draw
-    link = traitlets.Unicode().tag(sync=True) # the state, as a query string
-    in_address = traitlets.Bool(False).tag(sync=True) # whether it is written to the browser's address
-    clock = traitlets.Int(0).tag(sync=True) # milliseconds between ticks that the page sends; 0 is none
 
-    def show(self,
-        pictures:list[Picture],
-        size:dict[str, int], # of a row, in pixels; '' for all others
-        **more:dict[str, dict], # key of a picture: more that the page is to know of it
+    _esm, _css = ESM, CSS
+    pictures = traitlets.List().tag(sync=True)  # of dictionaries
+    drawn = traitlets.Int().tag(sync=True)  # how often; tells the page to draw
+    link = traitlets.Unicode().tag(sync=True)  # the state, as a query string
+    in_address = traitlets.Bool(False).tag(sync=True)  # whether it is written to the browser's address
+    clock = traitlets.Int(0).tag(sync=True)  # milliseconds between ticks that the page sends; 0 is none
+
+    def show(
+        self,
+        pictures: list[Picture],
+        size: dict[str, int],  # of a row, in pixels; '' for all others
+        **more: dict[str, dict],  # key of a picture: more that the page is to know of it
     ):
         "Draw these."
-        new = [dict(p._asdict(), image=None, png=p.png(), size=size.get(p.row, size['']), file=f'{p.key}.png') | more.get(p.key, {}) for p in pictures]
-        with self.hold_sync(): self.pictures, self.drawn = new, self.drawn + 1
+        new = [
+            dict(p._asdict(), image=None, png=p.png(), size=size.get(p.row, size['']), file=f'{p.key}.png')
+            | more.get(p.key, {})
+            for p in pictures
+        ]
+        with self.hold_sync():
+            self.pictures, self.drawn = new, self.drawn + 1
 
 # %% ../nbs/61_explore.ipynb #cell-10
 def _table(page):
     "Numbers as HTML."
-    show = lambda v: '–' if v!=v else f'{v:.3f}'
-    head = '<tr><th></th>' + ''.join(f'<th title="{html.escape(c)}">{n}</th>' for n, c in zip('AB', page.columns)) + '</tr>' if page.columns else ''
+    show = lambda v: '–' if v != v else f'{v:.3f}'
+    head = (
+        '<tr><th></th>'
+        + ''.join(f'<th title="{html.escape(c)}">{n}</th>' for n, c in zip('AB', page.columns))
+        + '</tr>'
+        if page.columns
+        else ''
+    )
     legend = ''.join(f'<div>{n}: {html.escape(c)}</div>' for n, c in zip('AB', page.columns))
-    return f'{legend}<table>{head}' + ''.join(f'<tr><td>{(NUMBERS | Replay.metrics)[k]}</td>' + ''.join(f'<td data-name="{k}">{show(v)}</td>' for v in vs) + '</tr>' for k, vs in page.numbers.items()) + '</table>'
+    return (
+        f'{legend}<table>{head}'
+        + ''.join(
+            f'<tr><td>{(NUMBERS | Replay.metrics)[k]}</td>'
+            + ''.join(f'<td data-name="{k}">{show(v)}</td>' for v in vs)
+            + '</tr>'
+            for k, vs in page.numbers.items()
+        )
+        + '</table>'
+    )
+
 
 def _curve(replay, epoch):
     "Held-out FVU over epochs as SVG, with a line at the epoch that is shown."
     ys, last = replay.table.val_fvu.to_numpy(), max(replay.config.num_epochs - 1, 1)
-    x, y = (lambda e: 5 + 250*e/last), (lambda v: 65 - 60*min(max(v/max(1, ys.max()), 0), 1))
+    x, y = (lambda e: 5 + 250 * e / last), (lambda v: 65 - 60 * min(max(v / max(1, ys.max()), 0), 1))
     points = ' '.join(f'{x(e):.1f},{y(v):.1f}' for e, v in zip(replay.table.index, ys))
-    return (f'<svg viewBox="0 0 260 84" width="100%" role="img" aria-label="held-out FVU over epochs"><path d="M5 5V65H255" fill="none" stroke="currentColor" opacity=".4"/>'
-            f'<line x1="{x(epoch):.1f}" x2="{x(epoch):.1f}" y1="5" y2="65" stroke="#d55e00" stroke-width="1.5"/><polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="2"/>'
-            f'<text x="5" y="80" font-size="11" fill="currentColor">held-out FVU, epoch {epoch} of {replay.config.num_epochs}</text></svg>')
+    return (
+        f'<svg viewBox="0 0 260 84" width="100%" role="img" aria-label="held-out FVU over epochs"><path d="M5 5V65H255" fill="none" stroke="currentColor" opacity=".4"/>'
+        f'<line x1="{x(epoch):.1f}" x2="{x(epoch):.1f}" y1="5" y2="65" stroke="#d55e00" stroke-width="1.5"/><polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="2"/>'
+        f'<text x="5" y="80" font-size="11" fill="currentColor">held-out FVU, epoch {epoch} of {replay.config.num_epochs}</text></svg>'
+    )
 
 # %% ../nbs/61_explore.ipynb #cell-11
 class SlotExplorer(w.VBox):
     "A run, its scenes, and every control that there is: `SlotExplorer(run)`."
-    def __init__(self,
-        runs, # a run, its folder or checkpoint, a folder that holds runs, or a list of these
-        scenes:Dataset|str|Path|None=None, # opened (`open_dataset(..., max_frames=0)` for all frames), or a path; None: the run's own test scenes
-        compare:Run|str|Path|None=None, # one more run, to begin with the two side by side
-        state:dict|None=None, # of `explorer.state`, where to begin
-        in_address:bool=False, # keep the state in the browser's address
+
+    def __init__(
+        self,
+        runs,  # a run, its folder or checkpoint, a folder that holds runs, or a list of these
+        scenes: Dataset
+        | str
+        | Path
+        | None = None,  # opened (`open_dataset(..., max_frames=0)` for all frames), or a path; None: the run's own test scenes
+        compare: Run | str | Path | None = None,  # one more run, to begin with the two side by side
+        state: dict | None = None,  # of `explorer.state`, where to begin
+        in_address: bool = False,  # keep the state in the browser's address
     ):
         self.found, self.where, self.viewers, self.replays, self.error, self.page = {}, scenes, {}, {}, '', None
         self.now, self.quiet, self.strip = State(), False, None
         self._build(in_address)
+
         def begin():
-            for r in [*(runs if isinstance(runs, (list, tuple)) else [runs]), *([] if compare is None else [compare])]: self._add(r)
+            for r in [*(runs if isinstance(runs, (list, tuple)) else [runs]), *([] if compare is None else [compare])]:
+                self._add(r)
             self.now = State.read(dict(view='scene' if compare is None else 'runs') if state is None else state)
-        if self._tell(begin): self.redraw()
+
+        if self._tell(begin):
+            self.redraw()
 
     @property
-    def state(self) -> dict: # only what differs from the defaults
+    def state(self) -> dict:  # only what differs from the defaults
         "Where the explorer is; give it to `SlotExplorer(..., state=...)`, or set it."
         return self.now.changed()
 
     @state.setter
     def state(self, new):
-        if self._tell(lambda: setattr(self, 'now', State.read(new))): self.redraw()
+        if self._tell(lambda: setattr(self, 'now', State.read(new))):
+            self.redraw()
 
     @property
-    def pictures(self) -> dict[str, Picture]: # by their keys
+    def pictures(self) -> dict[str, Picture]:  # by their keys
         "What is drawn."
         return {p.key: p for p in self.page.pictures} if self.page else {}
 
-    def save(self,
-        folder:str|Path, # made if need be
-    ) -> list[Path]: # the files
+    def save(
+        self,
+        folder: str | Path,  # made if need be
+    ) -> list[Path]:  # the files
         "Write every picture as a PNG, and the state beside them."
-        paths = [Path(folder)/f'{key}.png' for key in self.pictures]
+        paths = [Path(folder) / f'{key}.png' for key in self.pictures]
         for path, p in zip(paths, self.pictures.values()):
-            with atomic_path(path) as tmp: tmp.write_bytes(p.png())
-        write_json(Path(folder)/'state.json', self.state)
+            with atomic_path(path) as tmp:
+                tmp.write_bytes(p.png())
+        write_json(Path(folder) / 'state.json', self.state)
         return paths
 
     def _add(self, run):
-        if isinstance(run, Run): found = {run.config.backbone: run}
-        else: found = find_runs(run)
+        if isinstance(run, Run):
+            found = {run.config.backbone: run}
+        else:
+            found = find_runs(run)
         for name, r in found.items():
-            if name in self.found and not isinstance(r, Run): name = str(r)
-            while name in self.found: name += "'"
+            if name in self.found and not isinstance(r, Run):
+                name = str(r)
+            while name in self.found:
+                name += "'"
             self.found[name] = r
 
     def _name(self, name, place):
         names = list(self.found)
-        if name and name not in names: raise SlotnbError(f"run '{name}' is not among those that were given: {', '.join(names)}")
+        if name and name not in names:
+            raise SlotnbError(f"run '{name}' is not among those that were given: {', '.join(names)}")
         return name or names[min(place, len(names) - 1)]
 
-    def viewer(self,
-        name:str='', # of a run; '' is the one that the state names
+    def viewer(
+        self,
+        name: str = '',  # of a run; '' is the one that the state names
     ) -> Viewer:
         "A run with its scenes; made when first asked for."
         name = name or self._name(self.now.run, 0)
@@ -223,197 +279,394 @@ class SlotExplorer(w.VBox):
         return self.viewers[name]
 
     def _replay(self):
-        name = self._name(self.now.run, 0); run = self.found[name]
-        if isinstance(run, Run): raise SlotnbError(f"run '{name}' was given as an object; give its folder to replay its training")
-        if name not in self.replays: self.replays[name] = Replay(run.parent if Path(run).suffix=='.safetensors' else run, name)
+        name = self._name(self.now.run, 0)
+        run = self.found[name]
+        if isinstance(run, Run):
+            raise SlotnbError(f"run '{name}' was given as an object; give its folder to replay its training")
+        if name not in self.replays:
+            self.replays[name] = Replay(run.parent if Path(run).suffix == '.safetensors' else run, name)
         return self.replays[name]
 
     def _build(self, in_address):
-        def control(kind, description, tooltip, **kw): return kind(description=description, tooltip=tooltip, layout=w.Layout(width='auto'), style=dict(description_width='92px'), **kw)
+        def control(kind, description, tooltip, **kw):
+            return kind(
+                description=description,
+                tooltip=tooltip,
+                layout=w.Layout(width='auto'),
+                style=dict(description_width='92px'),
+                **kw,
+            )
+
         self.controls = c = dict(
-            view=w.ToggleButtons(options=[('one scene', 'scene'), ('two runs', 'runs'), ('training', 'training')], style=dict(button_width='auto')),
-            run=control(w.Dropdown, 'run', 'which run'), compare=control(w.Dropdown, 'beside it', 'the run that it is compared with'),
-            scene=control(w.IntSlider, 'scene', 'which scene', min=0), frame=control(w.IntSlider, 'frame', 'which frame of the scene', min=0),
-            source=control(w.Dropdown, 'masks from', 'where the segments are from', options=[('the decoder', 'masks'), ('slot attention', 'attn'), ('attention, refined', 'refined')]),
-            temperature=control(w.FloatLogSlider, 'temperature', "of the decoder's masks: small makes them sharp", base=2, min=-5, max=3, step=.125, readout_format='.2f'),
-            num_slots=control(w.IntSlider, 'slots', 'how many', min=2, max=24), num_iters=control(w.IntSlider, 'iterations', 'rounds of slot attention', min=1, max=10),
-            seed=control(w.BoundedIntText, 'seed', "of the slots' noise", min=0, max=2**31 - 1), normalizer=control(w.Dropdown, 'normalizer', 'of the features', options=Normalizer.kinds),
-            epoch=control(w.SelectionSlider, 'epoch', 'whose masks are shown', options=[0]))
-        self.play = w.ToggleButton(description='▶ replay', tooltip='from the first epoch to the last', layout=w.Layout(width='auto'))
+            view=w.ToggleButtons(
+                options=[('one scene', 'scene'), ('two runs', 'runs'), ('training', 'training')],
+                style=dict(button_width='auto'),
+            ),
+            run=control(w.Dropdown, 'run', 'which run'),
+            compare=control(w.Dropdown, 'beside it', 'the run that it is compared with'),
+            scene=control(w.IntSlider, 'scene', 'which scene', min=0),
+            frame=control(w.IntSlider, 'frame', 'which frame of the scene', min=0),
+            source=control(
+                w.Dropdown,
+                'masks from',
+                'where the segments are from',
+                options=[('the decoder', 'masks'), ('slot attention', 'attn'), ('attention, refined', 'refined')],
+            ),
+            temperature=control(
+                w.FloatLogSlider,
+                'temperature',
+                "of the decoder's masks: small makes them sharp",
+                base=2,
+                min=-5,
+                max=3,
+                step=0.125,
+                readout_format='.2f',
+            ),
+            num_slots=control(w.IntSlider, 'slots', 'how many', min=2, max=24),
+            num_iters=control(w.IntSlider, 'iterations', 'rounds of slot attention', min=1, max=10),
+            seed=control(w.BoundedIntText, 'seed', "of the slots' noise", min=0, max=2**31 - 1),
+            normalizer=control(w.Dropdown, 'normalizer', 'of the features', options=Normalizer.kinds),
+            epoch=control(w.SelectionSlider, 'epoch', 'whose masks are shown', options=[0]),
+        )
+        self.play = w.ToggleButton(
+            description='▶ replay', tooltip='from the first epoch to the last', layout=w.Layout(width='auto')
+        )
         self.play.observe(lambda change: self._replays(change.new), 'value')
         self.reset = w.Button(description="the run's own settings", layout=w.Layout(width='auto'))
-        self.reset.on_click(lambda _: self._set(**{k: getattr(State, k) for k in ('source', 'normalizer', 'temperature', 'num_slots', 'num_iters', 'seed')}))
-        for name, box in c.items(): box.add_class(f'slotnb-control-{name}'); box.observe(lambda change, name=name: self._moved(name, change.new), 'value')
+        self.reset.on_click(
+            lambda _: self._set(
+                **{
+                    k: getattr(State, k)
+                    for k in ('source', 'normalizer', 'temperature', 'num_slots', 'num_iters', 'seed')
+                }
+            )
+        )
+        for name, box in c.items():
+            box.add_class(f'slotnb-control-{name}')
+            box.observe(lambda change, name=name: self._moved(name, change.new), 'value')
         self.numbers, self.said, self.asked, self.about = (w.HTML() for _ in range(4))
-        self.numbers.add_class('slotnb-side'); self.about.add_class('slotnb-state')
+        self.numbers.add_class('slotnb-side')
+        self.about.add_class('slotnb-state')
         self.gallery, self.thumbs = Gallery(in_address=in_address), Gallery()
-        self.gallery.on_msg(self._heard); self.thumbs.on_msg(self._heard)
-        side = w.VBox([c['view'], c['run'], c['compare'], c['scene'], c['frame'], c['epoch'], self.play, c['source'], c['temperature'], c['num_slots'], c['num_iters'], c['seed'], c['normalizer'], self.reset,
-                       self.asked, self.numbers, self.about], layout=w.Layout(width='300px', flex='0 0 auto', padding='0 12px 0 0'))
-        super().__init__([self.said, self.thumbs, w.HBox([side, w.Box([self.gallery], layout=w.Layout(flex='1 1 0', min_width='0', display='block'))], layout=w.Layout(width='100%'))])
+        self.gallery.on_msg(self._heard)
+        self.thumbs.on_msg(self._heard)
+        side = w.VBox(
+            [
+                c['view'],
+                c['run'],
+                c['compare'],
+                c['scene'],
+                c['frame'],
+                c['epoch'],
+                self.play,
+                c['source'],
+                c['temperature'],
+                c['num_slots'],
+                c['num_iters'],
+                c['seed'],
+                c['normalizer'],
+                self.reset,
+                self.asked,
+                self.numbers,
+                self.about,
+            ],
+            layout=w.Layout(width='300px', flex='0 0 auto', padding='0 12px 0 0'),
+        )
+        super().__init__(
+            [
+                self.said,
+                self.thumbs,
+                w.HBox(
+                    [side, w.Box([self.gallery], layout=w.Layout(flex='1 1 0', min_width='0', display='block'))],
+                    layout=w.Layout(width='100%'),
+                ),
+            ]
+        )
         self.add_class('slotnb-explorer')
 
     def _moved(self, name, value):
         "A control was moved; what is the run's own is said so in the state, so that it stays so with another run."
-        if self.quiet: return
-        if name=='scene': return self._set(scene=value, frame=0)
+        if self.quiet:
+            return
+        if name == 'scene':
+            return self._set(scene=value, frame=0)
         own = dict(run=next(iter(self.found)))
-        if name in ('normalizer', 'temperature', 'num_slots', 'num_iters', 'seed') and (v := self.viewers.get(self._name(self.now.run, 0))): own |= v.settings(State())
-        if name=='epoch' and value==self.controls['epoch'].options[-1]: own['epoch'] = value
-        same = name in own and (abs(own[name] - value) < 1e-9 if name=='temperature' else own[name]==value)
+        if name in ('normalizer', 'temperature', 'num_slots', 'num_iters', 'seed') and (
+            v := self.viewers.get(self._name(self.now.run, 0))
+        ):
+            own |= v.settings(State())
+        if name == 'epoch' and value == self.controls['epoch'].options[-1]:
+            own['epoch'] = value
+        same = name in own and (abs(own[name] - value) < 1e-9 if name == 'temperature' else own[name] == value)
         self._set(**{name: getattr(State, name) if same else value})
 
     def _set(self, **changes):
-        self.now = replace(self.now, **changes); self.redraw()
+        self.now = replace(self.now, **changes)
+        self.redraw()
 
     def _heard(self, gallery, message, _):
         "A click, a key, or the clock of the page."
         try:
-            if message['kind']=='tick': return self.now.view=='training' and self._tell(self._tick)
-            if gallery is self.thumbs: return self._set(scene=int(message['key'].split('-')[1]), frame=0)
-            h, width = self.viewer().grid; p = self.viewer().patch(self.now); x, y = p%width, p//width
-            if message['kind']=='move': x, y = x + message['dx'], y + message['dy']
-            else: x, y = int(message['x']*width), int(message['y']*h)
-            self._set(patch=min(max(y, 0), h - 1)*width + min(max(x, 0), width - 1))
-        finally: gallery.send(dict(kind='done'))
+            if message['kind'] == 'tick':
+                return self.now.view == 'training' and self._tell(self._tick)
+            if gallery is self.thumbs:
+                return self._set(scene=int(message['key'].split('-')[1]), frame=0)
+            h, width = self.viewer().grid
+            p = self.viewer().patch(self.now)
+            x, y = p % width, p // width
+            if message['kind'] == 'move':
+                x, y = x + message['dx'], y + message['dy']
+            else:
+                x, y = int(message['x'] * width), int(message['y'] * h)
+            self._set(patch=min(max(y, 0), h - 1) * width + min(max(x, 0), width - 1))
+        finally:
+            gallery.send(dict(kind='done'))
 
     def _replays(self, on):
         "Begin with the first epoch; at the end stop."
-        if on: self._set(epoch=self.controls['epoch'].options[0])
-        else: self.redraw()
+        if on:
+            self._set(epoch=self.controls['epoch'].options[0])
+        else:
+            self.redraw()
 
     def _tick(self):
         "Play goes on by one epoch; else look whether the run that is shown has gone on."
         replay, at = self._replay(), self.controls['epoch']
-        if self.play.value and at.index + 1 < len(at.options): at.index += 1
-        elif self.play.value: self.play.value = False
-        elif replay.refresh(): self.redraw()
+        if self.play.value and at.index + 1 < len(at.options):
+            at.index += 1
+        elif self.play.value:
+            self.play.value = False
+        elif replay.refresh():
+            self.redraw()
 
-    def _tell(self, work) -> bool: # whether it went well
+    def _tell(self, work) -> bool:  # whether it went well
         "Do something; what goes wrong is said in the widget."
-        try: work(); self.error = ''
-        except SlotnbError as e: self.error = str(e)
-        except Exception as e: self.error = f'{type(e).__name__}: {e}. This should not happen; please report it'
+        try:
+            work()
+            self.error = ''
+        except SlotnbError as e:
+            self.error = str(e)
+        except Exception as e:
+            self.error = f'{type(e).__name__}: {e}. This should not happen; please report it'
         self._say()
         return not self.error
 
     def _say(self):
-        lines = [f'<div class="slotnb-error" role="alert">{html.escape(self.error)}</div>'] if self.error else [f'<div class="slotnb-said" role="status">{html.escape(s)}</div>' for s in self.page.words] if self.page else []
+        lines = (
+            [f'<div class="slotnb-error" role="alert">{html.escape(self.error)}</div>']
+            if self.error
+            else [f'<div class="slotnb-said" role="status">{html.escape(s)}</div>' for s in self.page.words]
+            if self.page
+            else []
+        )
         self.said.value = ''.join(lines)
-        for box in (self.gallery, self.thumbs): box.layout.opacity = '.4' if self.error else '1'
+        for box in (self.gallery, self.thumbs):
+            box.layout.opacity = '.4' if self.error else '1'
 
     def redraw(self):
         "Compute and draw the page of the state."
         self._tell(self._redraw)
 
     def _redraw(self):
-        now, training = self.now, self.now.view=='training'
-        if now.view=='runs' and len(self.found) < 2: raise SlotnbError('two runs are needed to compare; give a second one: SlotExplorer(run, compare=other)')
-        if training: page = training_page(self._replay(), now)
-        elif now.view=='runs': page = runs_page((self.viewer(), self.viewer(self._name(now.compare, 1))), now)
-        else: page = scene_page(self.viewer(), now)
+        now, training = self.now, self.now.view == 'training'
+        if now.view == 'runs' and len(self.found) < 2:
+            raise SlotnbError('two runs are needed to compare; give a second one: SlotExplorer(run, compare=other)')
+        if training:
+            page = training_page(self._replay(), now)
+        elif now.view == 'runs':
+            page = runs_page((self.viewer(), self.viewer(self._name(now.compare, 1))), now)
+        else:
+            page = scene_page(self.viewer(), now)
         self.page = page
         self._sync()
-        large = 190 if now.view=='runs' else 256
-        self.gallery.show(page.pictures, {'': 88, 'scene': large, 'features': large, 'A': large, 'B': large, 'attention per iteration': 120, **{f'held-out image {i}': 200 for i in range(1, 9)}})
+        large = 190 if now.view == 'runs' else 256
+        self.gallery.show(
+            page.pictures,
+            {
+                '': 88,
+                'scene': large,
+                'features': large,
+                'A': large,
+                'B': large,
+                'attention per iteration': 120,
+                **{f'held-out image {i}': 200 for i in range(1, 9)},
+            },
+        )
         self.gallery.clock = 0 if not training else 500 if self.play.value else 0 if self._replay().finished else 1500
-        if training: self.thumbs.show([], {'': 1}); self.strip = None
-        else: self._thumbs()
-        self.numbers.value = _table(page) + (_curve(self._replay(), int(self.controls['epoch'].value)) if training else '')
-        self.asked.value = f'<div class="slotnb-query" role="status">{html.escape(page.query)}</div>' if page.query else ''
+        if training:
+            self.thumbs.show([], {'': 1})
+            self.strip = None
+        else:
+            self._thumbs()
+        self.numbers.value = _table(page) + (
+            _curve(self._replay(), int(self.controls['epoch'].value)) if training else ''
+        )
+        self.asked.value = (
+            f'<div class="slotnb-query" role="status">{html.escape(page.query)}</div>' if page.query else ''
+        )
         self.gallery.link = now.link
         self.about.value = f'<details><summary>this state</summary><code>state={html.escape(repr(self.state))}</code><br><code>?{html.escape(now.link)}</code></details>'
 
     def _thumbs(self):
         "Scenes around the one that is shown."
-        v = self.viewer(); firsts = [frames[0] for frames in v.frames.values()]
-        start = min(max(self.now.scene - 6, 0), max(len(firsts) - 12, 0)); some = range(start, min(start + 12, len(firsts)))
-        if (v.name, start, self.now.scene)==self.strip: return
+        v = self.viewer()
+        firsts = [frames[0] for frames in v.frames.values()]
+        start = min(max(self.now.scene - 6, 0), max(len(firsts) - 12, 0))
+        some = range(start, min(start + 12, len(firsts)))
+        if (v.name, start, self.now.scene) == self.strip:
+            return
         self.strip = v.name, start, self.now.scene
         pictures = [Picture(f'scene-{i}', f'{i}', small(v.sample(firsts[i]).image, 64), f'scene {i}', '') for i in some]
-        self.thumbs.show(pictures, {'': 64}, **{p.key: dict(pick=True, file='', chosen=p.key==f'scene-{self.now.scene}') for p in pictures})
+        self.thumbs.show(
+            pictures,
+            {'': 64},
+            **{p.key: dict(pick=True, file='', chosen=p.key == f'scene-{self.now.scene}') for p in pictures},
+        )
 
     def _sync(self):
         "Controls show the state; what it can't change is not shown."
-        c, now, training = self.controls, self.now, self.now.view=='training'
+        c, now, training = self.controls, self.now, self.now.view == 'training'
         self.quiet = True
         try:
-            names = list(self.found); c['run'].options = c['compare'].options = names
-            c['view'].value, c['run'].value, c['compare'].value, c['source'].value = now.view, self._name(now.run, 0), self._name(now.compare, 1), now.source
+            names = list(self.found)
+            c['run'].options = c['compare'].options = names
+            c['view'].value, c['run'].value, c['compare'].value, c['source'].value = (
+                now.view,
+                self._name(now.run, 0),
+                self._name(now.compare, 1),
+                now.source,
+            )
             if training:
                 seen = self._replay().seen
-                if list(c['epoch'].options)!=seen: c['epoch'].options = seen
+                if list(c['epoch'].options) != seen:
+                    c['epoch'].options = seen
                 c['epoch'].value = seen[-1] if now.epoch < 0 else max(e for e in seen if e <= now.epoch)
             else:
-                v = self.viewer(); s = v.settings(now); learned = v.config.slot_init=='learned'
+                v = self.viewer()
+                s = v.settings(now)
+                learned = v.config.slot_init == 'learned'
                 frames = len(list(v.frames.values())[now.scene])
                 c['scene'].max, c['scene'].value = len(v.frames) - 1, now.scene
                 c['frame'].max, c['frame'].value = frames - 1, now.frame
                 c['num_slots'].max, c['num_iters'].max = max(24, s['num_slots']), max(10, s['num_iters'])
-                for k, value in s.items(): c[k].value = value
-                c['temperature'].disabled = now.source!='masks'
+                for k, value in s.items():
+                    c[k].value = value
+                c['temperature'].disabled = now.source != 'masks'
                 c['num_slots'].disabled = c['seed'].disabled = learned
                 c['frame'].layout.display = '' if frames > 1 else 'none'
-            for k in ('scene', 'temperature', 'num_slots', 'num_iters', 'seed', 'normalizer'): c[k].layout.display = 'none' if training else ''
-            if training: c['frame'].layout.display = 'none'
+            for k in ('scene', 'temperature', 'num_slots', 'num_iters', 'seed', 'normalizer'):
+                c[k].layout.display = 'none' if training else ''
+            if training:
+                c['frame'].layout.display = 'none'
             self.reset.layout.display = 'none' if training else ''
-            c['compare'].layout.display = '' if now.view=='runs' else 'none'
+            c['compare'].layout.display = '' if now.view == 'runs' else 'none'
             c['epoch'].layout.display = self.play.layout.display = '' if training else 'none'
-        finally: self.quiet = False
+        finally:
+            self.quiet = False
 
 # %% ../nbs/61_explore.ipynb #cell-17
 def page():
     "What the page without code displays: the runs that `serve` was given, in the state that the address holds."
     asked = json.loads(os.environ['SLOTNB_EXPLORE'])
     os.chdir(asked['folder'])
-    state = {k: v for k, v in parse_qsl(os.environ.get('QUERY_STRING', '')) if k!='token' and not k.startswith('voila-')}
-    return SlotExplorer(asked['runs'], asked['scenes'], state=state or (dict(view='runs') if asked['compare'] else None), in_address=True)
+    state = {
+        k: v for k, v in parse_qsl(os.environ.get('QUERY_STRING', '')) if k != 'token' and not k.startswith('voila-')
+    }
+    return SlotExplorer(
+        asked['runs'],
+        asked['scenes'],
+        state=state or (dict(view='runs') if asked['compare'] else None),
+        in_address=True,
+    )
+
 
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {%- block notebook_css -%}{{ super() | replace('https://cdn.jsdelivr.net/npm/@fortawesome/fontawesome-free@^5/css/', 'data:text/css,') }}{%- endblock notebook_css -%}
-""" # Voila's own, but nothing is fetched from elsewhere
+"""  # Voila's own, but nothing is fetched from elsewhere
+
 
 def _free_port():
-    with socket.socket() as s: s.bind(('127.0.0.1', 0)); return s.getsockname()[1]
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
 
 def _listens(port):
-    with socket.socket() as s: return s.connect_ex(('127.0.0.1', port))==0
+    with socket.socket() as s:
+        return s.connect_ex(('127.0.0.1', port)) == 0
+
 
 def _voila(folder, runs, scenes, compare, port, token):
     "Start Voila in a session of its own, so that it is ended by us alone."
     cell = nbformat.v4.new_code_cell('from slotnb.explore import page\npage()')
-    template = folder/'voila/templates/slotnb'; template.mkdir(parents=True); (template/'index.html.j2').write_text(TEMPLATE); write_json(template/'conf.json', dict(base_template='lab'))
+    template = folder / 'voila/templates/slotnb'
+    template.mkdir(parents=True)
+    (template / 'index.html.j2').write_text(TEMPLATE)
+    write_json(template / 'conf.json', dict(base_template='lab'))
     kernel = dict(kernelspec=dict(name='python3', display_name='python3', language='python'))
-    (folder/'slotnb.ipynb').write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell], metadata=kernel)))
-    env = os.environ | dict(JUPYTER_TOKEN=token, JUPYTER_PATH=os.pathsep.join(filter(None, [str(folder), os.environ.get('JUPYTER_PATH')])), SLOTNB_EXPLORE=json.dumps(dict(runs=runs, scenes=scenes, compare=compare, folder=os.getcwd())))
-    culled = ['--MappingKernelManager.cull_idle_timeout=300', '--MappingKernelManager.cull_interval=30'] # kernels of pages that were closed: where there is a token, Voila's own way to end them is refused
-    return subprocess.Popen([sys.executable, '-m', 'voila', str(folder/'slotnb.ipynb'), '--Voila.ip=127.0.0.1', f'--port={port}', '--no-browser', '--Voila.auto_token=True', '--template=slotnb', *culled],
-                            env=env, stdout=open(folder/'log', 'w'), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    (folder / 'slotnb.ipynb').write_text(nbformat.writes(nbformat.v4.new_notebook(cells=[cell], metadata=kernel)))
+    env = os.environ | dict(
+        JUPYTER_TOKEN=token,
+        JUPYTER_PATH=os.pathsep.join(filter(None, [str(folder), os.environ.get('JUPYTER_PATH')])),
+        SLOTNB_EXPLORE=json.dumps(dict(runs=runs, scenes=scenes, compare=compare, folder=os.getcwd())),
+    )
+    culled = [
+        '--MappingKernelManager.cull_idle_timeout=300',
+        '--MappingKernelManager.cull_interval=30',
+    ]  # kernels of pages that were closed: where there is a token, Voila's own way to end them is refused
+    return subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            'voila',
+            str(folder / 'slotnb.ipynb'),
+            '--Voila.ip=127.0.0.1',
+            f'--port={port}',
+            '--no-browser',
+            '--Voila.auto_token=True',
+            '--template=slotnb',
+            *culled,
+        ],
+        env=env,
+        stdout=open(folder / 'log', 'w'),
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
 
 # %% ../nbs/61_explore.ipynb #cell-18
 def serve(
-    runs:list[str], # runs' folders, checkpoints, or folders that hold runs
-    scenes:str|None=None, # a path; None: the run's own test scenes
-    port:int=0, # 0 takes a free one
-    compare:bool=False, # begin with the first two side by side
+    runs: list[str],  # runs' folders, checkpoints, or folders that hold runs
+    scenes: str | None = None,  # a path; None: the run's own test scenes
+    port: int = 0,  # 0 takes a free one
+    compare: bool = False,  # begin with the first two side by side
 ):
     "Show runs in a browser until interrupted."
     need_extra('voila', 'explore', 'the explorer as a page needs')
-    for r in runs: find_runs(r)
+    for r in runs:
+        find_runs(r)
     folder, token = Path(tempfile.mkdtemp(prefix='slotnb-explore-')), secrets.token_urlsafe(16)
-    if port and _listens(port): raise SlotnbError(f'port {port} is taken; give another, or 0 for a free one')
+    if port and _listens(port):
+        raise SlotnbError(f'port {port} is taken; give another, or 0 for a free one')
     port = port or _free_port()
     process = _voila(folder, runs, scenes, compare, port, token)
     try:
         while not _listens(port):
-            if process.poll() is not None: raise SlotnbError(f"the page could not be started: {(folder/'log').read_text().strip().splitlines()[-1:]}; is port {port} free?")
-            time.sleep(.1)
+            if process.poll() is not None:
+                raise SlotnbError(
+                    f"the page could not be started: {(folder / 'log').read_text().strip().splitlines()[-1:]}; is port {port} free?"
+                )
+            time.sleep(0.1)
         print(f'http://127.0.0.1:{port}/?token={token}\nThe page is there until Ctrl-C.', flush=True)
         process.wait()
         raise SlotnbError(f'the page has ended with exit code {process.returncode}; start it again')
-    except KeyboardInterrupt: print('\nclosed', flush=True)
+    except KeyboardInterrupt:
+        print('\nclosed', flush=True)
     finally:
-        process.terminate() # which ends its kernels too
-        try: process.wait(30)
-        except subprocess.TimeoutExpired: process.kill(); process.wait()
+        process.terminate()  # which ends its kernels too
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
         shutil.rmtree(folder, ignore_errors=True)

@@ -31,77 +31,85 @@ from .plots import colorize, match_colors, overlay, pca_rgb, stamp
 
 # %% ../nbs/24_feature_card.ipynb #cell-10
 def spectrum(
-    feats:Tensor, # (s n d)
-) -> Tensor: # (d) share of the variance of each principal component of all tokens, the largest first
+    feats: Tensor,  # (s n d)
+) -> Tensor:  # (d) share of the variance of each principal component of all tokens, the largest first
     "What the centred patch tokens spread over."
     variance = torch.linalg.eigvalsh(torch.cov(feats.flatten(0, 1).T.double())).flip(0).clamp(min=0)
-    return variance/variance.sum().clamp(min=1e-12)
+    return variance / variance.sum().clamp(min=1e-12)
+
 
 def effective_rank(
-    variance:Tensor, # (d) as `spectrum` gives it
-) -> float: # 1 to d
+    variance: Tensor,  # (d) as `spectrum` gives it
+) -> float:  # 1 to d
     "Exponential of the entropy of the normalised singular values (Roy and Vetterli 2007, eq. 3)."
     singular = variance.sqrt()
-    return torch.special.entr(singular/singular.sum().clamp(min=1e-12)).sum().exp().item()
+    return torch.special.entr(singular / singular.sum().clamp(min=1e-12)).sum().exp().item()
+
 
 def neighbour_cosine(
-    feats:Tensor, # (s n d)
-    grid:tuple[int, int], # (h, w) with h*w = n
-) -> float: # -1 to 1
+    feats: Tensor,  # (s n d)
+    grid: tuple[int, int],  # (h, w) with h*w = n
+) -> float:  # -1 to 1
     "Mean cosine of each token with the one to its right and the one below."
     x = torch.nn.functional.normalize(feats, dim=-1).unflatten(1, grid)
-    right, below = (x[:, :, 1:]*x[:, :, :-1]).sum(-1), (x[:, 1:]*x[:, :-1]).sum(-1)
+    right, below = (x[:, :, 1:] * x[:, :, :-1]).sum(-1), (x[:, 1:] * x[:, :-1]).sum(-1)
     return torch.cat([right.flatten(), below.flatten()]).mean().item()
 
 # %% ../nbs/24_feature_card.ipynb #cell-13
 def outlier_norm(
-    norms:Tensor, # of tokens, any shape
-    k:float=6., # robust standard deviations
-) -> float: # a token of a larger norm is an outlier
+    norms: Tensor,  # of tokens, any shape
+    k: float = 6.0,  # robust standard deviations
+) -> float:  # a token of a larger norm is an outlier
     "The median plus `k` times 1.4826 MAD."
     median = norms.median()
-    return (median + k*torch.maximum(1.4826*(norms - median).abs().median(), .01*median)).item()
+    return (median + k * torch.maximum(1.4826 * (norms - median).abs().median(), 0.01 * median)).item()
 
 # %% ../nbs/24_feature_card.ipynb #cell-18
 def patch_labels(
-    segmentation:np.ndarray, # (H W) ints, 0 = background
-    grid:tuple[int, int], # (h, w) patches, of any size
-) -> np.ndarray: # (h*w) ints
+    segmentation: np.ndarray,  # (H W) ints, 0 = background
+    grid: tuple[int, int],  # (h, w) patches, of any size
+) -> np.ndarray:  # (h*w) ints
     "The segment that has the largest share of each patch."
     one_hot = torch.nn.functional.one_hot(torch.as_tensor(segmentation)).permute(2, 0, 1).float()
     return torch.nn.functional.adaptive_avg_pool2d(one_hot, grid).argmax(0).flatten().numpy()
 
+
 def fit_embedding(
-    feats:Tensor, # (s n d) of the training scenes
-    labels:np.ndarray, # (s n) ints, from `patch_labels`; the same number in two scenes is not the same object
-    dim:int=16, # directions kept
-    shrinkage:float=.1, # of the covariance within objects
-): # a fitted pipeline; its `transform` maps tokens, centred by image, to `dim` numbers
+    feats: Tensor,  # (s n d) of the training scenes
+    labels: np.ndarray,  # (s n) ints, from `patch_labels`; the same number in two scenes is not the same object
+    dim: int = 16,  # directions kept
+    shrinkage: float = 0.1,  # of the covariance within objects
+):  # a fitted pipeline; its `transform` maps tokens, centred by image, to `dim` numbers
     "Fisher's discriminant: patches of one object near, those of other objects of its image far."
-    x, y = _centred(feats), (labels + (labels.max() + 1)*np.arange(len(labels))[:, None]).ravel()
+    x, y = _centred(feats), (labels + (labels.max() + 1) * np.arange(len(labels))[:, None]).ravel()
     _, inverse, count = np.unique(y, return_inverse=True, return_counts=True)
-    keep = count[inverse] > 1 # one patch has no spread
+    keep = count[inverse] > 1  # one patch has no spread
     classes = int((count > 1).sum())
-    if classes < 2: raise SlotnbError('the linear embedding needs at least two objects of two patches in the training scenes')
-    fisher = LinearDiscriminantAnalysis(solver='eigen', shrinkage=shrinkage, n_components=min(dim, classes - 1, x.shape[1]))
+    if classes < 2:
+        raise SlotnbError('the linear embedding needs at least two objects of two patches in the training scenes')
+    fisher = LinearDiscriminantAnalysis(
+        solver='eigen', shrinkage=shrinkage, n_components=min(dim, classes - 1, x.shape[1])
+    )
     return make_pipeline(StandardScaler(), fisher).fit(x[keep], y[keep])
 
+
 def foreground_iou(
-    train:Tensor, # (s n d)
-    train_labels:np.ndarray, # (s n)
-    test:Tensor, # (s n d)
-    test_labels:np.ndarray, # (s n)
-) -> float: # IoU of the patches called foreground, over all test scenes
+    train: Tensor,  # (s n d)
+    train_labels: np.ndarray,  # (s n)
+    test: Tensor,  # (s n d)
+    test_labels: np.ndarray,  # (s n)
+) -> float:  # IoU of the patches called foreground, over all test scenes
     "A logistic regression on single tokens, trained on other scenes."
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
     probe.fit(train.flatten(0, 1).numpy(), train_labels.ravel() > 0)
     pred, true = probe.predict(test.flatten(0, 1).numpy()), test_labels.ravel() > 0
-    return float((pred & true).sum()/max((pred | true).sum(), 1))
+    return float((pred & true).sum() / max((pred | true).sum(), 1))
 
 # %% ../nbs/24_feature_card.ipynb #cell-19
 def _centred(feats):
     "(s*n d) numpy, each image's mean taken away."
     return (feats - feats.mean(1, keepdim=True)).flatten(0, 1).numpy()
+
 
 def _embed(probe, feats):
     "(s n dim) of a fitted probe."
@@ -110,28 +118,32 @@ def _embed(probe, feats):
 # %% ../nbs/24_feature_card.ipynb #cell-22
 class Shown(NamedTuple):
     "One scene as the figure shows it."
-    sample:Sample
-    pca:np.ndarray # (h w 3)
-    kmeans:np.ndarray # (H W) ints
-    probe:np.ndarray|None # (H W) ints; None without truth
+
+    sample: Sample
+    pca: np.ndarray  # (h w 3)
+    kmeans: np.ndarray  # (H W) ints
+    probe: np.ndarray | None  # (H W) ints; None without truth
+
 
 @dataclass
 class FeatureCard:
     "What features hold before any training; `table`, `figure`, `json`, `save`."
-    rows:pd.DataFrame # one row a normalizer
-    floors:pd.DataFrame # masks that no features made, and the ceiling of the grid; empty without truth
-    record:dict # of the backbone
-    grid:tuple[int, int] # (h, w)
-    images_per_second:float|None # of the backbone; None: not measured
-    precision_error:float|None # of the features against fp32, relative; None: not measured
-    notes:list[str] # what was left out, and why
-    norms:Tensor # (s n) of the raw tokens
-    channel_std:Tensor # (d) likewise
-    spectra:dict[str, Tensor] # `spectrum` by normalizer
-    shown:list[Shown]
+
+    rows: pd.DataFrame  # one row a normalizer
+    floors: pd.DataFrame  # masks that no features made, and the ceiling of the grid; empty without truth
+    record: dict  # of the backbone
+    grid: tuple[int, int]  # (h, w)
+    images_per_second: float | None  # of the backbone; None: not measured
+    precision_error: float | None  # of the features against fp32, relative; None: not measured
+    notes: list[str]  # what was left out, and why
+    norms: Tensor  # (s n) of the raw tokens
+    channel_std: Tensor  # (d) likewise
+    spectra: dict[str, Tensor]  # `spectrum` by normalizer
+    shown: list[Shown]
 
     @property
-    def random(self) -> bool: return self.record['weights']=='RANDOM WEIGHTS'
+    def random(self) -> bool:
+        return self.record['weights'] == 'RANDOM WEIGHTS'
 
     def table(self) -> pd.DataFrame:
         "One row a normalizer; scores are fractions, `_std` is over the seeds of k-means."
@@ -139,219 +151,411 @@ class FeatureCard:
 
     def json(self) -> dict:
         "All numbers, ready for `json.dump`."
-        return dict(record=self.record, grid=list(self.grid), images_per_second=self.images_per_second, precision_error=self.precision_error,
-                    normalizers=_plain(self.rows), floors=_plain(self.floors), notes=self.notes)
+        return dict(
+            record=self.record,
+            grid=list(self.grid),
+            images_per_second=self.images_per_second,
+            precision_error=self.precision_error,
+            normalizers=_plain(self.rows),
+            floors=_plain(self.floors),
+            notes=self.notes,
+        )
 
     def __str__(self):
         record = '\n'.join(f'{k:20} {v}' for k, v in self.record.items())
-        speed = 'not measured: the features were read from the cache' if self.images_per_second is None else f'{self.images_per_second:.1f}'
+        speed = (
+            'not measured: the features were read from the cache'
+            if self.images_per_second is None
+            else f'{self.images_per_second:.1f}'
+        )
         error = '' if self.precision_error is None else f"\n{'error against fp32':20} {self.precision_error:.1e}"
         floors = '' if self.floors.empty else '\n\n' + self.floors.round(3).to_string()
-        return (f"{record}\n{'images per second':20} {speed}{error}\n\n{self.rows.T.map(_short).to_string()}{floors}"
-                + ''.join(f'\n- {n}' for n in self.notes) + ('\nRANDOM WEIGHTS' if self.random else ''))
+        return (
+            f"{record}\n{'images per second':20} {speed}{error}\n\n{self.rows.T.map(_short).to_string()}{floors}"
+            + ''.join(f'\n- {n}' for n in self.notes)
+            + ('\nRANDOM WEIGHTS' if self.random else '')
+        )
 
-    def save(self,
-        folder:str|Path, # feature_card.json, .csv and .png go there
+    def save(
+        self,
+        folder: str | Path,  # feature_card.json, .csv and .png go there
     ):
         "Write the card, each file whole or not at all."
-        folder = Path(folder); write_json(folder/'feature_card.json', self.json())
-        with atomic_path(folder/'feature_card.csv') as tmp: self.rows.to_csv(tmp)
-        with atomic_path(folder/'feature_card.png') as tmp: self.figure().savefig(tmp, format='png', dpi=150)
+        folder = Path(folder)
+        write_json(folder / 'feature_card.json', self.json())
+        with atomic_path(folder / 'feature_card.csv') as tmp:
+            self.rows.to_csv(tmp)
+        with atomic_path(folder / 'feature_card.png') as tmp:
+            self.figure().savefig(tmp, format='png', dpi=150)
 
-    def figure(self) -> Figure: # a page, A4 upright
+    def figure(self) -> Figure:  # a page, A4 upright
         "Pictures of a few scenes above, charts below; stamped when the weights are random."
-        fig = plt.figure(figsize=(8.27, 11.2), layout='constrained'); plt.close(fig)
+        fig = plt.figure(figsize=(8.27, 11.2), layout='constrained')
+        plt.close(fig)
         above, below = fig.subfigures(2, 1, height_ratios=[1.45, 1])
-        _draw_scenes(above, self); _draw_charts(below, self)
+        _draw_scenes(above, self)
+        _draw_charts(below, self)
         return stamp(fig) if self.random else fig
 
 # %% ../nbs/24_feature_card.ipynb #cell-23
-def _short(v): return f'{v:.0f}' if v==round(v) and abs(v) >= 1 else f'{v:.3f}'
-def _plain(table): return {i: {k: None if pd.isna(v) else float(v) for k, v in row.items()} for i, row in table.iterrows()}
+def _short(v):
+    return f'{v:.0f}' if v == round(v) and abs(v) >= 1 else f'{v:.3f}'
+
+
+def _plain(table):
+    return {i: {k: None if pd.isna(v) else float(v) for k, v in row.items()} for i, row in table.iterrows()}
+
 
 def _draw_scenes(fig, card):
     r, truth = card.record, card.shown[0].sample.segmentation is not None
     norm = 'after' if r['final_norm'] else 'before'
-    fig.suptitle(f"{r['backbone']}, {r['weights']}\nblock {r['layer'] + 1}, {norm} the final norm, {'x'.join(map(str, r['resolution']))} px, "
-                 f"{card.grid[0]}x{card.grid[1]} patches of {r['dim']} channels", fontsize=11)
-    columns = ['image', *(['truth'] if truth else []), 'PCA of the tokens', 'k-means', *(['linear probe, true k'] if card.shown[0].probe is not None else [])]
+    fig.suptitle(
+        f"{r['backbone']}, {r['weights']}\nblock {r['layer'] + 1}, {norm} the final norm, {'x'.join(map(str, r['resolution']))} px, "
+        f"{card.grid[0]}x{card.grid[1]} patches of {r['dim']} channels",
+        fontsize=11,
+    )
+    columns = [
+        'image',
+        *(['truth'] if truth else []),
+        'PCA of the tokens',
+        'k-means',
+        *(['linear probe, true k'] if card.shown[0].probe is not None else []),
+    ]
     axs = fig.subplots(len(card.shown), len(columns), squeeze=False)
     for row, s in zip(axs, card.shown):
-        def paint(labels): return overlay(s.sample.image, labels, match_colors(s.sample.segmentation, labels) if truth else None)
-        pictures = [s.sample.image, *([colorize(s.sample.segmentation)] if truth else []), s.pca, paint(s.kmeans), *([paint(s.probe)] if s.probe is not None else [])]
-        for ax, p in zip(row, pictures): ax.imshow(p, interpolation='nearest', extent=(0, 1, 0, 1), aspect=s.sample.image.shape[0]/s.sample.image.shape[1])
+
+        def paint(labels):
+            return overlay(s.sample.image, labels, match_colors(s.sample.segmentation, labels) if truth else None)
+
+        pictures = [
+            s.sample.image,
+            *([colorize(s.sample.segmentation)] if truth else []),
+            s.pca,
+            paint(s.kmeans),
+            *([paint(s.probe)] if s.probe is not None else []),
+        ]
+        for ax, p in zip(row, pictures):
+            ax.imshow(
+                p,
+                interpolation='nearest',
+                extent=(0, 1, 0, 1),
+                aspect=s.sample.image.shape[0] / s.sample.image.shape[1],
+            )
         row[0].set_ylabel(f'{s.sample.name}', fontsize=8)
-    for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
-    for ax, c in zip(axs[0], columns): ax.set_title(c, fontsize=9)
+    for ax in axs.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
+    for ax, c in zip(axs[0], columns):
+        ax.set_title(c, fontsize=9)
+
 
 def _draw_charts(fig, card):
     axs = fig.subplot_mosaic([['norms', 'where', 'channels'], ['spectrum', 'scores', 'scores']])
     raw, cut, blue, red = card.rows.iloc[0], outlier_norm(card.norms), '#0072b2', '#d55e00'
-    sns.histplot(card.norms.flatten().numpy(), bins=60, ax=axs['norms'], color=blue, edgecolor='none'); axs['norms'].axvline(cut, color=red)
-    axs['norms'].set(yscale='log', xlabel='norm of a token', ylabel='tokens', title=f"{100*raw['outlier_share']:.2f} % outliers")
-    where, name, label = ((card.norms > cut).float()*100, 'where the outliers lie', '% of images') if raw['outlier_share'] else (card.norms, 'mean norm by place', '')
-    sns.heatmap(where.mean(0).reshape(card.grid).numpy(), ax=axs['where'], cmap='rocket_r', square=True, xticklabels=False, yticklabels=False, cbar_kws=dict(label=label, format='%.3g'))
-    axs['where'].set(title=name); axs['where'].collections[0].colorbar.ax.tick_params(labelsize=7)
-    sns.histplot(card.channel_std.numpy(), bins=40, ax=axs['channels'], color=blue, edgecolor='none'); axs['channels'].axvline(raw['std'], color='k', ls=':')
-    axs['channels'].set(xlabel='std of a channel', ylabel='channels', title=f"std {raw['std']:.2f}, images {raw['sample_std_min']:.2f}-{raw['sample_std_max']:.2f}")
+    sns.histplot(card.norms.flatten().numpy(), bins=60, ax=axs['norms'], color=blue, edgecolor='none')
+    axs['norms'].axvline(cut, color=red)
+    axs['norms'].set(
+        yscale='log', xlabel='norm of a token', ylabel='tokens', title=f"{100 * raw['outlier_share']:.2f} % outliers"
+    )
+    where, name, label = (
+        ((card.norms > cut).float() * 100, 'where the outliers lie', '% of images')
+        if raw['outlier_share']
+        else (card.norms, 'mean norm by place', '')
+    )
+    sns.heatmap(
+        where.mean(0).reshape(card.grid).numpy(),
+        ax=axs['where'],
+        cmap='rocket_r',
+        square=True,
+        xticklabels=False,
+        yticklabels=False,
+        cbar_kws=dict(label=label, format='%.3g'),
+    )
+    axs['where'].set(title=name)
+    axs['where'].collections[0].colorbar.ax.tick_params(labelsize=7)
+    sns.histplot(card.channel_std.numpy(), bins=40, ax=axs['channels'], color=blue, edgecolor='none')
+    axs['channels'].axvline(raw['std'], color='k', ls=':')
+    axs['channels'].set(
+        xlabel='std of a channel',
+        ylabel='channels',
+        title=f"std {raw['std']:.2f}, images {raw['sample_std_min']:.2f}-{raw['sample_std_max']:.2f}",
+    )
     for (kind, variance), color in zip(card.spectra.items(), sns.color_palette('colorblind')):
-        axs['spectrum'].plot(range(1, len(variance) + 1), variance.cumsum(0), color=color, label=f"{kind}: rank {card.rows.loc[kind, 'effective_rank']:.0f}")
-    axs['spectrum'].axhline(.9, color='k', lw=.6, ls=':'); axs['spectrum'].legend(fontsize=7, frameon=False)
-    axs['spectrum'].set(xscale='log', xlabel='principal components', ylabel='share of variance', ylim=(0, 1.02), title='effective rank')
+        axs['spectrum'].plot(
+            range(1, len(variance) + 1),
+            variance.cumsum(0),
+            color=color,
+            label=f"{kind}: rank {card.rows.loc[kind, 'effective_rank']:.0f}",
+        )
+    axs['spectrum'].axhline(0.9, color='k', lw=0.6, ls=':')
+    axs['spectrum'].legend(fontsize=7, frameon=False)
+    axs['spectrum'].set(
+        xscale='log', xlabel='principal components', ylabel='share of variance', ylim=(0, 1.02), title='effective rank'
+    )
     (_draw_scores if len(card.floors) else _draw_cosines)(axs['scores'], card)
-    for ax in axs.values(): ax.title.set_size(9); ax.xaxis.label.set_size(8); ax.yaxis.label.set_size(8); ax.tick_params(labelsize=7)
-    for name in axs.keys() - {'where'}: sns.despine(ax=axs[name])
+    for ax in axs.values():
+        ax.title.set_size(9)
+        ax.xaxis.label.set_size(8)
+        ax.yaxis.label.set_size(8)
+        ax.tick_params(labelsize=7)
+    for name in axs.keys() - {'where'}:
+        sns.despine(ax=axs[name])
+
 
 def _draw_scores(ax, card):
     "FG-ARI by normalizer and way, between floor and ceiling; whiskers are the std over seeds."
     ways = [w for w in WAYS if f'{w}_fg_ari' in card.rows]
-    width = .8/len(ways)
+    width = 0.8 / len(ways)
     for j, (way, color) in enumerate(zip(ways, sns.color_palette('colorblind'))):
-        ax.bar(np.arange(len(card.rows)) + (j - (len(ways) - 1)/2)*width, card.rows[f'{way}_fg_ari'], width*.95, yerr=card.rows[f'{way}_fg_ari_std'], color=color, label=WAYS[way].format(k=card.rows['k'].iloc[0]))
+        ax.bar(
+            np.arange(len(card.rows)) + (j - (len(ways) - 1) / 2) * width,
+            card.rows[f'{way}_fg_ari'],
+            width * 0.95,
+            yerr=card.rows[f'{way}_fg_ari_std'],
+            color=color,
+            label=WAYS[way].format(k=card.rows['k'].iloc[0]),
+        )
     for name, ls in (('fixed blocks', ':'), ('truth on the grid', '--')):
-        ax.axhline(card.floors.loc[name, 'fg_ari'], color='k', lw=.8, ls=ls); ax.text(len(card.rows) - .45, card.floors.loc[name, 'fg_ari'], name.replace(' ', '\n', 1), fontsize=7, va='center', bbox=dict(fc='white', ec='none', pad=1))
-    ax.set(xticks=range(len(card.rows)), xticklabels=card.rows.index, ylim=(0, 1), xlim=(-.6, len(card.rows) + .1), ylabel='FG-ARI', title='masks, by normalizer')
+        ax.axhline(card.floors.loc[name, 'fg_ari'], color='k', lw=0.8, ls=ls)
+        ax.text(
+            len(card.rows) - 0.45,
+            card.floors.loc[name, 'fg_ari'],
+            name.replace(' ', '\n', 1),
+            fontsize=7,
+            va='center',
+            bbox=dict(fc='white', ec='none', pad=1),
+        )
+    ax.set(
+        xticks=range(len(card.rows)),
+        xticklabels=card.rows.index,
+        ylim=(0, 1),
+        xlim=(-0.6, len(card.rows) + 0.1),
+        ylabel='FG-ARI',
+        title='masks, by normalizer',
+    )
     ax.legend(fontsize=7, frameon=False, ncol=3, loc='upper left')
+
 
 def _draw_cosines(ax, card):
     card.rows[['patch_cosine', 'neighbour_cosine']].plot.bar(ax=ax, rot=0, color=['#56b4e9', '#0072b2'])
-    ax.set(ylabel='mean cosine', title='all patches of an image, and neighbours (no truth: no scores)', ylim=(0, 1.25)); ax.legend(fontsize=7, frameon=False, ncol=2, loc='upper left')
+    ax.set(ylabel='mean cosine', title='all patches of an image, and neighbours (no truth: no scores)', ylim=(0, 1.25))
+    ax.legend(fontsize=7, frameon=False, ncol=2, loc='upper left')
 
 # %% ../nbs/24_feature_card.ipynb #cell-24
-WAYS = dict(kmeans='k-means, k={k:.0f}', probe='linear probe, k={k:.0f}', probe_true_k='linear probe, true k') # columns of the card: how masks were made
+WAYS = dict(
+    kmeans='k-means, k={k:.0f}', probe='linear probe, k={k:.0f}', probe_true_k='linear probe, true k'
+)  # columns of the card: how masks were made
+
 
 def feature_card(
-    feats:Tensor, # (s n d) of the scenes that are described and scored
-    scenes:list[Sample], # theirs
-    grid:tuple[int, int], # (h, w) with h*w = n
-    record:dict, # of the backbone
-    train_feats:Tensor|None=None, # (s n d) of other scenes: they fit the normalizer `dataset` and the probes
-    train_scenes:list[Sample]|None=None, # theirs
-    k:int=11, # clusters of k-means: objects + 1
-    seeds:tuple[int, ...]=(0, 1, 2), # of k-means
-    images_per_second:float|None=None, # of the backbone, when it was measured
-    precision_error:float|None=None, # from `precision_error`, when the backbone does not compute in fp32
-    show_progress:bool=True, # a bar
+    feats: Tensor,  # (s n d) of the scenes that are described and scored
+    scenes: list[Sample],  # theirs
+    grid: tuple[int, int],  # (h, w) with h*w = n
+    record: dict,  # of the backbone
+    train_feats: Tensor | None = None,  # (s n d) of other scenes: they fit the normalizer `dataset` and the probes
+    train_scenes: list[Sample] | None = None,  # theirs
+    k: int = 11,  # clusters of k-means: objects + 1
+    seeds: tuple[int, ...] = (0, 1, 2),  # of k-means
+    images_per_second: float | None = None,  # of the backbone, when it was measured
+    precision_error: float | None = None,  # from `precision_error`, when the backbone does not compute in fp32
+    show_progress: bool = True,  # a bar
 ) -> FeatureCard:
     "Describe features, raw and by each normalizer. Without truth there are no scores; without other scenes with truth there are no probes."
     s, n, d = check_shape(feats, 's n d', 'feats')
-    if grid[0]*grid[1]!=n or len(scenes)!=s: raise SlotnbError(f'feats {tuple(feats.shape)} do not belong to {len(scenes)} scenes on a {grid[0]}x{grid[1]} grid')
+    if grid[0] * grid[1] != n or len(scenes) != s:
+        raise SlotnbError(
+            f'feats {tuple(feats.shape)} do not belong to {len(scenes)} scenes on a {grid[0]}x{grid[1]} grid'
+        )
     notes, true, train = _usable(scenes, train_scenes, len(seeds))
     truth = _Truth(feats, scenes, true, train_feats, train_scenes, train, grid)
     rows, spectra, masks = {}, {}, {}
     ways = len(WAYS) if train else 1
-    steps = len(Normalizer.kinds)*(1 + (ways*len(seeds) if true else 0))
-    with threadpool_limits(1), tqdm(total=steps, desc='feature card', unit='step', disable=not show_progress) as bar: # threads only get in the way of matrices so small
+    steps = len(Normalizer.kinds) * (1 + (ways * len(seeds) if true else 0))
+    with (
+        threadpool_limits(1),
+        tqdm(total=steps, desc='feature card', unit='step', disable=not show_progress) as bar,
+    ):  # threads only get in the way of matrices so small
         for kind in Normalizer.kinds:
             norm = Normalizer(kind, d).fit(feats if train_feats is None else train_feats)
-            x = norm(feats); spectra[kind] = spectrum(x)
-            rows[kind] = _describe(x, spectra[kind], grid) | dict(k=k); bar.update()
-            if true: rows[kind] |= _score(truth, norm, k, seeds, masks.setdefault(kind, {}), bar)
+            x = norm(feats)
+            spectra[kind] = spectrum(x)
+            rows[kind] = _describe(x, spectra[kind], grid) | dict(k=k)
+            bar.update()
+            if true:
+                rows[kind] |= _score(truth, norm, k, seeds, masks.setdefault(kind, {}), bar)
     floors = _floors(truth, grid) if true else pd.DataFrame()
     shown = _show(feats, scenes, true, masks.get('none', {}), k, grid)
-    return FeatureCard(pd.DataFrame(rows).T, floors, record, tuple(grid), images_per_second, precision_error, notes, feats.norm(dim=-1), feats.flatten(0, 1).std(0), spectra, shown)
+    return FeatureCard(
+        pd.DataFrame(rows).T,
+        floors,
+        record,
+        tuple(grid),
+        images_per_second,
+        precision_error,
+        notes,
+        feats.norm(dim=-1),
+        feats.flatten(0, 1).std(0),
+        spectra,
+        shown,
+    )
 
 # %% ../nbs/24_feature_card.ipynb #cell-25
-MAX_TOKENS = 30_000 # that a probe learns from; more do not change a linear map of some hundred channels
+MAX_TOKENS = 30_000  # that a probe learns from; more do not change a linear map of some hundred channels
+
 
 def _usable(scenes, train_scenes, num_seeds):
     "What is said on the card, the scenes with truth, and the training scenes with truth (positions)."
     true = [i for i, s in enumerate(scenes) if s.segmentation is not None]
     train = [i for i, s in enumerate(train_scenes or []) if s.segmentation is not None] if true else []
     if {s.image_digest() for s in train_scenes or []} & {s.image_digest() for s in scenes}:
-        raise SlotnbError('some scenes are both in train_scenes and in scenes; a probe must not be scored on what it was trained on')
-    notes = [f'{len(scenes)} samples; scores are means over {len(true)} with truth, _std is over {num_seeds} seeds of k-means']
-    if not true: notes = [f'{len(scenes)} samples without truth: no scores of masks and no probes']
-    elif not train: notes.append('no training scenes with truth: no probes')
-    else: notes.append(f'the probes and the normalizer dataset learned from {len(train_scenes)} other samples ({len(train)} with truth)')
-    if train_scenes is None: notes.append('no training scenes: the normalizer dataset was fitted on the scored scenes')
+        raise SlotnbError(
+            'some scenes are both in train_scenes and in scenes; a probe must not be scored on what it was trained on'
+        )
+    notes = [
+        f'{len(scenes)} samples; scores are means over {len(true)} with truth, _std is over {num_seeds} seeds of k-means'
+    ]
+    if not true:
+        notes = [f'{len(scenes)} samples without truth: no scores of masks and no probes']
+    elif not train:
+        notes.append('no training scenes with truth: no probes')
+    else:
+        notes.append(
+            f'the probes and the normalizer dataset learned from {len(train_scenes)} other samples ({len(train)} with truth)'
+        )
+    if train_scenes is None:
+        notes.append('no training scenes: the normalizer dataset was fitted on the scored scenes')
     return notes, true, train
+
 
 class _Truth:
     "Features, scenes and patch labels of what has truth."
+
     def __init__(self, feats, scenes, true, train_feats, train_scenes, train, grid):
         self.grid, self.feats, self.scenes = grid, feats[true], [scenes[i] for i in true]
         self.k = [min(len(np.unique(s.segmentation)), feats.shape[1]) for s in self.scenes]
         self.labels = np.stack([patch_labels(s.segmentation, grid) for s in self.scenes]) if true else None
-        train = train[::max(1, len(train)*feats.shape[1]//MAX_TOKENS)]
+        train = train[:: max(1, len(train) * feats.shape[1] // MAX_TOKENS)]
         self.train = train_feats[train] if train else None
-        self.train_labels = np.stack([patch_labels(train_scenes[i].segmentation, grid) for i in train]) if train else None
+        self.train_labels = (
+            np.stack([patch_labels(train_scenes[i].segmentation, grid) for i in train]) if train else None
+        )
+
 
 def _describe(x, variance, grid):
     norms = x.norm(dim=-1)
-    return feature_stats(x) | dict(effective_rank=effective_rank(variance), neighbour_cosine=neighbour_cosine(x, grid), norm_median=norms.median().item(),
-                                   norm_max=norms.max().item(), outlier_share=(norms > outlier_norm(norms)).float().mean().item())
+    return feature_stats(x) | dict(
+        effective_rank=effective_rank(variance),
+        neighbour_cosine=neighbour_cosine(x, grid),
+        norm_median=norms.median().item(),
+        norm_max=norms.max().item(),
+        outlier_share=(norms > outlier_norm(norms)).float().mean().item(),
+    )
+
 
 def _score(truth, norm, k, seeds, masks, bar):
     "Scores of each way with mean and std over seeds; the masks of the first seed are put into `masks`."
     x, row = norm(truth.feats), {}
-    ways = dict(kmeans=(x, [k]*len(x)))
+    ways = dict(kmeans=(x, [k] * len(x)))
     if truth.train is not None:
         train = norm(truth.train)
         z = _embed(fit_embedding(train, truth.train_labels), x)
-        ways |= dict(probe=(z, [k]*len(z)), probe_true_k=(z, truth.k))
+        ways |= dict(probe=(z, [k] * len(z)), probe_true_k=(z, truth.k))
         row['foreground_iou'] = foreground_iou(train, truth.train_labels, x, truth.labels)
     for way, (z, ks) in ways.items():
         results = []
         for seed in seeds:
-            made = [kmeans_masks(f, c, seed) for f, c in zip(z, ks)]; masks.setdefault(way, made)
-            results.append(_mean(evaluate_masks(truth.scenes, made, way, truth.grid), way)); bar.update()
+            made = [kmeans_masks(f, c, seed) for f, c in zip(z, ks)]
+            masks.setdefault(way, made)
+            results.append(_mean(evaluate_masks(truth.scenes, made, way, truth.grid), way))
+            bar.update()
         results = pd.DataFrame(results)
-        for m in results: row[f'{way}_{m}'] = results[m].mean(); row[f'{way}_{m}_std'] = results[m].std() if len(seeds) > 1 else np.nan
+        for m in results:
+            row[f'{way}_{m}'] = results[m].mean()
+            row[f'{way}_{m}_std'] = results[m].std() if len(seeds) > 1 else np.nan
     return row
 
-def _mean(table, source): return {m: table[f'{m}_{source}'].mean() for m in ('ari', 'fg_ari', 'mbo')}
+
+def _mean(table, source):
+    return {m: table[f'{m}_{source}'].mean() for m in ('ari', 'fg_ari', 'mbo')}
+
 
 def _floors(truth, grid):
     blocks = block_masks(grid, min(3, grid[0]), min(4, grid[1]))
     exact = [np.eye(l.max() + 1)[:, l] for l in truth.labels]
-    rows = {'fixed blocks': [blocks]*len(exact), 'truth on the grid': exact}
+    rows = {'fixed blocks': [blocks] * len(exact), 'truth on the grid': exact}
     floors = pd.DataFrame({name: _mean(evaluate_masks(truth.scenes, m, 'x', grid), 'x') for name, m in rows.items()}).T
-    return floors.assign(foreground_iou=[(truth.labels > 0).mean(), 1.]) # everything called foreground
+    return floors.assign(foreground_iou=[(truth.labels > 0).mean(), 1.0])  # everything called foreground
+
 
 def _show(feats, scenes, true, masks, k, grid, num=4):
     "Scenes at even steps, with truth where there is any."
     pool = true or list(range(len(scenes)))
     chosen = [int(i) for i in np.linspace(0, len(pool) - 1, min(num, len(pool)))]
-    def label(m, s): return hard_masks(m, s.image.shape[:2], grid)
-    return [Shown(s, pca_rgb(x, grid), label(masks['kmeans'][j] if masks else kmeans_masks(x, k), s), label(masks['probe_true_k'][j], s) if 'probe' in masks else None)
-            for j in chosen for s, x in [(scenes[pool[j]], feats[pool[j]])]]
+
+    def label(m, s):
+        return hard_masks(m, s.image.shape[:2], grid)
+
+    return [
+        Shown(
+            s,
+            pca_rgb(x, grid),
+            label(masks['kmeans'][j] if masks else kmeans_masks(x, k), s),
+            label(masks['probe_true_k'][j], s) if 'probe' in masks else None,
+        )
+        for j in chosen
+        for s, x in [(scenes[pool[j]], feats[pool[j]])]
+    ]
 
 # %% ../nbs/24_feature_card.ipynb #cell-35
 def precision_error(
-    backbone:ViTBackbone, # e.g. in bf16
-    exact:ViTBackbone, # the same in fp32
-    images:list[np.ndarray], # (h w 3) uint8
-) -> float: # norm of the difference over the norm
+    backbone: ViTBackbone,  # e.g. in bf16
+    exact: ViTBackbone,  # the same in fp32
+    images: list[np.ndarray],  # (h w 3) uint8
+) -> float:  # norm of the difference over the norm
     "What a lower precision changes in the features."
     pairs = [[b(torch.tensor(im).permute(2, 0, 1)[None]).float().cpu() for b in (backbone, exact)] for im in images]
     low, high = (torch.cat(x) for x in zip(*pairs))
-    return ((low - high).norm()/high.norm()).item()
+    return ((low - high).norm() / high.norm()).item()
+
 
 def card(
-    backbone:ViTBackbone,
-    dataset:Dataset, # described and scored
-    out:str|Path, # folder for feature_card.json, .csv and .png
-    train:Dataset|None=None, # other scenes, for the probes and the normalizer `dataset`
-    exact:ViTBackbone|None=None, # the same backbone in fp32, when `backbone` computes in less
-    k:int=11, # clusters of k-means
-    max_scenes:int=100, # samples taken of each dataset, at even steps
-    batch_size:int=8, # images a forward pass
-    num_workers:int|None=None, # as in `extract`
-    show_progress:bool=True, # bars
-) -> str: # the card as text
+    backbone: ViTBackbone,
+    dataset: Dataset,  # described and scored
+    out: str | Path,  # folder for feature_card.json, .csv and .png
+    train: Dataset | None = None,  # other scenes, for the probes and the normalizer `dataset`
+    exact: ViTBackbone | None = None,  # the same backbone in fp32, when `backbone` computes in less
+    k: int = 11,  # clusters of k-means
+    max_scenes: int = 100,  # samples taken of each dataset, at even steps
+    batch_size: int = 8,  # images a forward pass
+    num_workers: int | None = None,  # as in `extract`
+    show_progress: bool = True,  # bars
+) -> str:  # the card as text
     "Extract what is not in the cache, make the card, save it."
-    if max_scenes < 1: raise SlotnbError(f'max_scenes {max_scenes} must be at least 1')
+    if max_scenes < 1:
+        raise SlotnbError(f'max_scenes {max_scenes} must be at least 1')
+
     def some(d):
         found = extract(backbone, d, batch_size, None, show_progress, num_workers)
         index = np.unique(np.linspace(0, len(d) - 1, min(max_scenes, len(d))).astype(int))
         return found[index], [d[int(i)] for i in index], found.images_per_second
+
     feats, scenes, speed = some(dataset)
     train_feats, train_scenes, train_speed = some(train) if train is not None else (None, None, None)
     error = precision_error(backbone, exact, [s.image for s in scenes[:8]]) if exact else None
-    made = feature_card(feats, scenes, tuple(backbone.record['grid']), backbone.record, train_feats, train_scenes, k,
-                        images_per_second=speed or train_speed, precision_error=error, show_progress=show_progress)
+    made = feature_card(
+        feats,
+        scenes,
+        tuple(backbone.record['grid']),
+        backbone.record,
+        train_feats,
+        train_scenes,
+        k,
+        images_per_second=speed or train_speed,
+        precision_error=error,
+        show_progress=show_progress,
+    )
     for d, taken in ((dataset, scenes), (train, train_scenes)):
-        if d is not None and len(taken) < len(d): made.notes.append(f'{len(taken)} of {len(d)} samples of {d.root.name}, at even steps')
+        if d is not None and len(taken) < len(d):
+            made.notes.append(f'{len(taken)} of {len(d)} samples of {d.root.name}, at even steps')
     made.save(out)
     return str(made)

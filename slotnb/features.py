@@ -21,10 +21,10 @@ from .data import Dataset
 
 # %% ../nbs/22_features.ipynb #cell-12
 def feature_key(
-    backbone:ViTBackbone, # only its `record` is asked
-    dataset:Dataset, # only its `fingerprint` is asked
-    show_progress:bool=True, # a bar when naming the images takes long
-) -> str: # the name of the cache's folder
+    backbone: ViTBackbone,  # only its `record` is asked
+    dataset: Dataset,  # only its `fingerprint` is asked
+    show_progress: bool = True,  # a bar when naming the images takes long
+) -> str:  # the name of the cache's folder
     "One name for one set of numbers."
     name = re.sub(r'[^\w.-]+', '-', backbone.record['backbone'])
     return f'{name}-' + digest(backbone.record | dict(dtype='float16', images=dataset.fingerprint(show_progress)))
@@ -32,123 +32,183 @@ def feature_key(
 # %% ../nbs/22_features.ipynb #cell-15
 class Features:
     "Patch tokens of a dataset on disk, and where they came from. `feats[i]` takes what a tensor takes in its first axis, and gives float32."
-    images_per_second:float|None = None # of the backbone, when `extract` had to ask it; None: all was in the cache
-    def __init__(self,
-        folder:str|Path, # with index.json and all shards
+
+    images_per_second: float | None = None  # of the backbone, when `extract` had to ask it; None: all was in the cache
+
+    def __init__(
+        self,
+        folder: str | Path,  # with index.json and all shards
     ):
         self.folder, index = Path(folder), _read_index(folder)
         self.record, self.shape, self.shard_size = index['record'], tuple(index['shape']), index['shard_size']
-        self.order = torch.arange(len(self)) # what an index selects from
+        self.order = torch.arange(len(self))  # what an index selects from
         self.shards = [_map(path, (stop - start, *self.shape[1:])) for path, start, stop in _shards(self.folder, index)]
 
-    def __len__(self) -> int: return self.shape[0]
-    def __repr__(self): return f'Features({self.folder.name}: {self.shape[0]} x {self.shape[1]} x {self.shape[2]})'
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    def __getitem__(self,
-        i:int|slice|Tensor|list, # which samples
-    ) -> Tensor: # (n d) for an int, else (s n d), float32
+    def __repr__(self):
+        return f'Features({self.folder.name}: {self.shape[0]} x {self.shape[1]} x {self.shape[2]})'
+
+    def __getitem__(
+        self,
+        i: int | slice | Tensor | list,  # which samples
+    ) -> Tensor:  # (n d) for an int, else (s n d), float32
         index = self.order[i]
-        if not index.ndim: return self.shards[index//self.shard_size][index%self.shard_size].float()
-        out, shard = torch.empty(*index.shape, *self.shape[1:]), index//self.shard_size
-        for j in shard.unique(): out[shard==j] = self.shards[j][index[shard==j]%self.shard_size].float()
+        if not index.ndim:
+            return self.shards[index // self.shard_size][index % self.shard_size].float()
+        out, shard = torch.empty(*index.shape, *self.shape[1:]), index // self.shard_size
+        for j in shard.unique():
+            out[shard == j] = self.shards[j][index[shard == j] % self.shard_size].float()
         return out
 
-    def load(self) -> Tensor: # (s n d) float32
+    def load(self) -> Tensor:  # (s n d) float32
         "All of it, in memory."
         return self[:]
 
     @cached_property
-    def feats(self) -> Tensor: # (s n d) float32, one row a sample, in the dataset's order
+    def feats(self) -> Tensor:  # (s n d) float32, one row a sample, in the dataset's order
         "All of it, in memory, kept for the next time."
         return self.load()
 
 # %% ../nbs/22_features.ipynb #cell-16
 def _read_index(folder):
-    index, path = read_json(Path(folder)/'index.json'), Path(folder)/'index.json'
-    try: ok = len(index['shape'])==3 and all(isinstance(n, int) and n > 0 for n in [*index['shape'], index['shard_size']]) and isinstance(index['record'], dict)
-    except (KeyError, TypeError): ok = False
-    if not ok: raise SlotnbError(f'{path} is not the index of a feature cache; delete the folder and run again')
+    index, path = read_json(Path(folder) / 'index.json'), Path(folder) / 'index.json'
+    try:
+        ok = (
+            len(index['shape']) == 3
+            and all(isinstance(n, int) and n > 0 for n in [*index['shape'], index['shard_size']])
+            and isinstance(index['record'], dict)
+        )
+    except (KeyError, TypeError):
+        ok = False
+    if not ok:
+        raise SlotnbError(f'{path} is not the index of a feature cache; delete the folder and run again')
     return index
+
 
 def _shards(folder, index):
     "(path, first sample, last sample + 1) of every shard, there or not."
     total, size = index['shape'][0], index['shard_size']
-    return [(folder/f'{i:05}.safetensors', i*size, min((i + 1)*size, total)) for i in range(math.ceil(total/size))]
+    return [
+        (folder / f'{i:05}.safetensors', i * size, min((i + 1) * size, total)) for i in range(math.ceil(total / size))
+    ]
+
 
 def _map(path, shape):
     "A shard as a tensor that lies in the file: read when touched."
     try:
-        with safe_open(path, 'pt') as f: feats = f.get_tensor('feats')
-        if tuple(feats.shape)!=shape: raise OSError(f'it holds {tuple(feats.shape)}, the index says {shape}')
-    except (SafetensorError, OSError) as e: raise SlotnbError(f'cached features {path} cannot be read ({e}); delete the file and run again') from None
+        with safe_open(path, 'pt') as f:
+            feats = f.get_tensor('feats')
+        if tuple(feats.shape) != shape:
+            raise OSError(f'it holds {tuple(feats.shape)}, the index says {shape}')
+    except (SafetensorError, OSError) as e:
+        raise SlotnbError(f'cached features {path} cannot be read ({e}); delete the file and run again') from None
     return feats
 
 # %% ../nbs/22_features.ipynb #cell-18
 class _Images(torch.utils.data.Dataset):
     "What a worker does: (3 h w) uint8 of sample `i`, or the error, which is to reach the user in one sentence."
-    def __init__(self, dataset): self.dataset = dataset
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
     def __getitem__(self, i):
-        try: return torch.tensor(self.dataset[i].image).permute(2, 0, 1)
-        except SlotnbError as e: return e
+        try:
+            return torch.tensor(self.dataset[i].image).permute(2, 0, 1)
+        except SlotnbError as e:
+            return e
+
 
 def _batches(dataset, ranges, batch_size, num_workers):
     "Lists of images; no batch reaches over the end of a shard."
     batches = [range(i, min(i + batch_size, stop)) for start, stop in ranges for i in range(start, stop, batch_size)]
     return DataLoader(_Images(dataset), batch_sampler=batches, num_workers=num_workers, collate_fn=list)
 
+
 def _tokens(backbone, images):
     "(b n d) half on the CPU; images of different sizes go one by one."
     for im in images:
-        if isinstance(im, SlotnbError): raise im
-    same = len({im.shape for im in images})==1
+        if isinstance(im, SlotnbError):
+            raise im
+    same = len({im.shape for im in images}) == 1
     feats = (backbone(torch.stack(images)) if same else torch.cat([backbone(im[None]) for im in images])).half().cpu()
-    if feats.isfinite().all(): return feats
-    raise SlotnbError(f"features of backbone '{backbone.record['backbone']}' are beyond half precision (65504); take another layer or final_norm=True")
+    if feats.isfinite().all():
+        return feats
+    raise SlotnbError(
+        f"features of backbone '{backbone.record['backbone']}' are beyond half precision (65504); take another layer or final_norm=True"
+    )
+
 
 def _check_space(folder, need):
     "Refuse now what would fail after hours."
     free = shutil.disk_usage(next(p for p in (folder, *folder.absolute().parents) if p.exists())).free
-    if need > free: raise SlotnbError(f'cannot write {folder}: the features need {need/1e9:.2f} GB, {free/1e9:.2f} GB are free; '
-                                      'free some space or set SLOTNB_CACHE to a folder on a larger disk')
+    if need > free:
+        raise SlotnbError(
+            f'cannot write {folder}: the features need {need / 1e9:.2f} GB, {free / 1e9:.2f} GB are free; '
+            'free some space or set SLOTNB_CACHE to a folder on a larger disk'
+        )
 
 # %% ../nbs/22_features.ipynb #cell-19
 def extract(
-    backbone:ViTBackbone, # frozen
-    dataset:Dataset, # the images
-    batch_size:int=8, # images a forward pass
-    cache:str|Path|None=None, # folder of all caches; None is `cache_dir()/features`
-    show_progress:bool=True, # a bar while the backbone runs
-    num_workers:int|None=None, # processes that decode images; None: none for a backbone on the CPU, else one a core, 8 at most
-    shard_size:int=256, # samples a file; a cache that is there already keeps its own
+    backbone: ViTBackbone,  # frozen
+    dataset: Dataset,  # the images
+    batch_size: int = 8,  # images a forward pass
+    cache: str | Path | None = None,  # folder of all caches; None is `cache_dir()/features`
+    show_progress: bool = True,  # a bar while the backbone runs
+    num_workers: int
+    | None = None,  # processes that decode images; None: none for a backbone on the CPU, else one a core, 8 at most
+    shard_size: int = 256,  # samples a file; a cache that is there already keeps its own
 ) -> Features:
     "Patch tokens of every image, from the cache where they are there already; what is missing is computed."
-    folder = Path(cache or cache_dir()/'features')/feature_key(backbone, dataset, show_progress)
-    index = _read_index(folder) if (folder/'index.json').exists() else _new_index(backbone.record, len(dataset), shard_size)
+    folder = Path(cache or cache_dir() / 'features') / feature_key(backbone, dataset, show_progress)
+    index = (
+        _read_index(folder)
+        if (folder / 'index.json').exists()
+        else _new_index(backbone.record, len(dataset), shard_size)
+    )
     missing = [shard for shard in _shards(folder, index) if not shard[0].exists()]
-    speed = _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress) if missing else None
-    feats = Features(folder); feats.images_per_second = speed
+    speed = (
+        _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress) if missing else None
+    )
+    feats = Features(folder)
+    feats.images_per_second = speed
     return feats
 
 # %% ../nbs/22_features.ipynb #cell-20
 def _new_index(record, samples, shard_size):
-    if shard_size < 1: raise SlotnbError(f'shard_size {shard_size} must be at least 1')
-    return dict(shape=[samples, math.prod(record['grid']), record['dim']], shard_size=shard_size, dtype='float16', record=record)
+    if shard_size < 1:
+        raise SlotnbError(f'shard_size {shard_size} must be at least 1')
+    return dict(
+        shape=[samples, math.prod(record['grid']), record['dim']], shard_size=shard_size, dtype='float16', record=record
+    )
+
 
 def _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress):
     "Compute the missing shards; images per second, the first batch left out, which builds the network."
-    todo, gigabytes = sum(stop - start for _, start, stop in missing), 2e-9*math.prod(index['shape'])
-    _check_space(folder, 2*todo*math.prod(index['shape'][1:]))
-    write_json(folder/'index.json', index)
-    if num_workers is None: num_workers = 0 if backbone.device.type=='cpu' else min(8, os.cpu_count())
+    todo, gigabytes = sum(stop - start for _, start, stop in missing), 2e-9 * math.prod(index['shape'])
+    _check_space(folder, 2 * todo * math.prod(index['shape'][1:]))
+    write_json(folder / 'index.json', index)
+    if num_workers is None:
+        num_workers = 0 if backbone.device.type == 'cpu' else min(8, os.cpu_count())
     batches = iter(_batches(dataset, [shard[1:] for shard in missing], batch_size, num_workers))
     done, since = 0, None
-    with tqdm(total=len(dataset), initial=len(dataset) - todo, desc=f"features {index['record']['backbone']}, {gigabytes:.2f} GB", unit='image', disable=not show_progress) as bar:
+    with tqdm(
+        total=len(dataset),
+        initial=len(dataset) - todo,
+        desc=f"features {index['record']['backbone']}, {gigabytes:.2f} GB",
+        unit='image',
+        disable=not show_progress,
+    ) as bar:
         for path, start, stop in missing:
             feats = []
             for _ in range(start, stop, batch_size):
                 feats.append(_tokens(backbone, next(batches)))
                 bar.update(len(feats[-1]))
-                if since is None: since = time.perf_counter()
-                else: done += len(feats[-1])
-            with atomic_path(path) as tmp: tmp.write_bytes(save(dict(feats=torch.cat(feats))))
-    return done/(time.perf_counter() - since) if done else None
+                if since is None:
+                    since = time.perf_counter()
+                else:
+                    done += len(feats[-1])
+            with atomic_path(path) as tmp:
+                tmp.write_bytes(save(dict(feats=torch.cat(feats))))
+    return done / (time.perf_counter() - since) if done else None

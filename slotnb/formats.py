@@ -21,81 +21,136 @@ from .video import SUFFIXES as VIDEOS, VideoFrames
 
 # %% ../nbs/17_formats.ipynb #cell-7
 def open_dataset(
-    data_dir:str|Path, # a folder, file, pattern or address; see the table
-    split:str='train', # which part of it
-    max_frames:int|None=1, # the first so many frames of each scene; 0 or None: all
-    skip_broken:bool=False, # read everything once now and leave out what can't be read; `skipped` says what and why
-    progress:bool=True, # bars while that lasts
+    data_dir: str | Path,  # a folder, file, pattern or address; see the table
+    split: str = 'train',  # which part of it
+    max_frames: int | None = 1,  # the first so many frames of each scene; 0 or None: all
+    skip_broken: bool = False,  # read everything once now and leave out what can't be read; `skipped` says what and why
+    progress: bool = True,  # bars while that lasts
 ) -> Dataset:
     "Find out what a path is and open it."
     path, rest = Path(data_dir), dict(skip_broken=skip_broken, progress=progress)
-    if '://' in str(data_dir) or any(any(path.glob(p)) for p in ('dataset_info.json', '*/dataset_info.json', '*/*/dataset_info.json', '*.tfrecord*')):
-        from slotnb.movi import MoviRecords # needs libraries of the extra `movi`
+    if '://' in str(data_dir) or any(
+        any(path.glob(p)) for p in ('dataset_info.json', '*/dataset_info.json', '*/*/dataset_info.json', '*.tfrecord*')
+    ):
+        from slotnb.movi import MoviRecords  # needs libraries of the extra `movi`
+
         return MoviRecords(data_dir, split, max_frames, **rest)
-    if path.suffix=='.tar' and not path.is_dir(): return TarShards(data_dir, split, max_frames, **rest)
-    if path.suffix.lower() in VIDEOS and path.is_file(): return VideoFrames(path, split, max_frames, **rest)
-    if path.suffix.lower() in IMAGES and path.is_file(): raise SlotnbError(f"'{path}' is one image; give the folder that holds it")
-    if not path.exists(): raise SlotnbError(f"data_dir '{path}' does not exist; give a folder of scenes, images, videos or .tar shards")
+    if path.suffix == '.tar' and not path.is_dir():
+        return TarShards(data_dir, split, max_frames, **rest)
+    if path.suffix.lower() in VIDEOS and path.is_file():
+        return VideoFrames(path, split, max_frames, **rest)
+    if path.suffix.lower() in IMAGES and path.is_file():
+        raise SlotnbError(f"'{path}' is one image; give the folder that holds it")
+    if not path.exists():
+        raise SlotnbError(f"data_dir '{path}' does not exist; give a folder of scenes, images, videos or .tar shards")
     if path.is_dir():
-        if any(path.glob('*/*/rgba_*.png')): return KubricFolders(path, split, max_frames, **rest)
-        if any(path.glob('*/rgba_*.png')) and (here := path.resolve()).name and split in ('train', here.name): return KubricFolders(here.parent, here.name, max_frames, **rest)
-        if any(path.glob('*.tar')) or any(path.glob('*/*.tar')): return TarShards(path, split, max_frames, **rest)
-        there = Counter(p.suffix.lower() for p in path.rglob('*') if not any(part.startswith('.') for part in p.relative_to(path).parts))
+        if any(path.glob('*/*/rgba_*.png')):
+            return KubricFolders(path, split, max_frames, **rest)
+        if any(path.glob('*/rgba_*.png')) and (here := path.resolve()).name and split in ('train', here.name):
+            return KubricFolders(here.parent, here.name, max_frames, **rest)
+        if any(path.glob('*.tar')) or any(path.glob('*/*.tar')):
+            return TarShards(path, split, max_frames, **rest)
+        there = Counter(
+            p.suffix.lower()
+            for p in path.rglob('*')
+            if not any(part.startswith('.') for part in p.relative_to(path).parts)
+        )
         images, videos = (sum(there[s] for s in suffixes) for suffixes in (IMAGES, VIDEOS))
-        if images and videos: raise SlotnbError(f"'{path}' holds {images} images and {videos} videos; put them into folders of their own and give one")
-        if videos: return VideoFrames(path, split, max_frames, **rest)
-        if images: return ImageFolder(path, split, **rest)
-    holds = ', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing' if path.is_dir() else 'what no reader knows'
-    raise SlotnbError(f"'{path}' is no format that slotnb knows: it holds {holds}; looked for Kubric scenes (*/*/rgba_*.png), TFDS records "
-                      f"(dataset_info.json), shards (*.tar), videos ({' '.join(VIDEOS)}) and images ({' '.join(IMAGES)})")
+        if images and videos:
+            raise SlotnbError(
+                f"'{path}' holds {images} images and {videos} videos; put them into folders of their own and give one"
+            )
+        if videos:
+            return VideoFrames(path, split, max_frames, **rest)
+        if images:
+            return ImageFolder(path, split, **rest)
+    holds = (
+        ', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing' if path.is_dir() else 'what no reader knows'
+    )
+    raise SlotnbError(
+        f"'{path}' is no format that slotnb knows: it holds {holds}; looked for Kubric scenes (*/*/rgba_*.png), TFDS records "
+        f"(dataset_info.json), shards (*.tar), videos ({' '.join(VIDEOS)}) and images ({' '.join(IMAGES)})"
+    )
 
 # %% ../nbs/17_formats.ipynb #cell-11
 def describe(
-    dataset:Dataset, # of any format
-    progress:bool=True, # a bar while everything is read
-) -> dict: # format, root, scenes, frames, sizes, objects, materials, has_truth, grey, rotated, skipped, notes
+    dataset: Dataset,  # of any format
+    progress: bool = True,  # a bar while everything is read
+) -> dict:  # format, root, scenes, frames, sizes, objects, materials, has_truth, grey, rotated, skipped, notes
     "Read everything once and count."
     sizes, materials, objects, grey, rotated, masks = Counter(), Counter(), [], 0, 0, 0
     for s in tqdm(dataset, 'reading', len(dataset), disable=not progress, leave=False):
         sizes['{1}x{0}'.format(*s.image.shape)] += 1
-        grey += bool((s.image==s.image[..., :1]).all()); rotated += s.rotated
-        if s.segmentation is None: continue
-        seen = np.unique(s.segmentation); seen = seen[seen > 0]
-        masks += 1; objects.append(len(seen)); materials.update(s.materials[i - 1] or 'unknown' for i in seen)
+        grey += bool((s.image == s.image[..., :1]).all())
+        rotated += s.rotated
+        if s.segmentation is None:
+            continue
+        seen = np.unique(s.segmentation)
+        seen = seen[seen > 0]
+        masks += 1
+        objects.append(len(seen))
+        materials.update(s.materials[i - 1] or 'unknown' for i in seen)
     n = len(dataset)
-    notes = [f'{what}: {k} of {n} images; {so}' for k, what, so in (
-        (grey, 'grey', 'the backbones were trained on colour and may answer otherwise'), (rotated, 'stored turned', 'they are read upright'),
-        (n - masks, 'without truth', 'training needs none, but ARI, FG-ARI, mBO and mIoU need masks')) if k]
-    if dataset.skipped: notes += [f'left out: {len(dataset.skipped)}, which can not be read', *dataset.skipped[:5]]
-    return dict(format=dataset.kind, root=str(dataset.root), scenes=len(dataset.scenes), frames=n, sizes=dict(sizes.most_common()),
-                objects=dict(Counter(sorted(objects))), materials=dict(materials.most_common()), has_truth=masks > 0, grey=grey, rotated=rotated, skipped=dataset.skipped, notes=notes)
+    notes = [
+        f'{what}: {k} of {n} images; {so}'
+        for k, what, so in (
+            (grey, 'grey', 'the backbones were trained on colour and may answer otherwise'),
+            (rotated, 'stored turned', 'they are read upright'),
+            (n - masks, 'without truth', 'training needs none, but ARI, FG-ARI, mBO and mIoU need masks'),
+        )
+        if k
+    ]
+    if dataset.skipped:
+        notes += [f'left out: {len(dataset.skipped)}, which can not be read', *dataset.skipped[:5]]
+    return dict(
+        format=dataset.kind,
+        root=str(dataset.root),
+        scenes=len(dataset.scenes),
+        frames=n,
+        sizes=dict(sizes.most_common()),
+        objects=dict(Counter(sorted(objects))),
+        materials=dict(materials.most_common()),
+        has_truth=masks > 0,
+        grey=grey,
+        rotated=rotated,
+        skipped=dataset.skipped,
+        notes=notes,
+    )
+
 
 def info_text(
-    description:dict, # of `describe`
-) -> str: # lines
+    description: dict,  # of `describe`
+) -> str:  # lines
     "A description as people read it."
-    d = description; objects = np.repeat(list(d['objects']), list(d['objects'].values()))
-    count = lambda c: ', '.join(f'{k} ({v})' for k, v in list(c.items())[:6]) + (f' and {len(c) - 6} more' if len(c) > 6 else '')
+    d = description
+    objects = np.repeat(list(d['objects']), list(d['objects'].values()))
+    count = lambda c: (
+        ', '.join(f'{k} ({v})' for k, v in list(c.items())[:6]) + (f' and {len(c) - 6} more' if len(c) > 6 else '')
+    )
     rows = dict(format=f"{d['format']}, {d['root']}", scenes=d['scenes'], frames=d['frames'], sizes=count(d['sizes']))
     if len(objects):
-        rows |= dict(objects=f'{objects.min()} to {objects.max()} seen in an image, {objects.mean():.1f} on average', materials=count(d['materials']) + (', counted in every frame' if d['frames'] > d['scenes'] else ''))
+        rows |= dict(
+            objects=f'{objects.min()} to {objects.max()} seen in an image, {objects.mean():.1f} on average',
+            materials=count(d['materials']) + (', counted in every frame' if d['frames'] > d['scenes'] else ''),
+        )
     return '\n'.join([f'{k:10} {v}' for k, v in rows.items()] + [f'{"note":10} {n}' for n in d['notes']])
 
+
 def info(
-    data_dir:str|Path, # as for `open_dataset`
-    split:str='train',
-    max_frames:int=1,
-    skip_broken:bool=False,
-    out:str|Path='', # a PNG to write a contact sheet of up to 12 scenes to; '' writes none
-    progress:bool=True,
-) -> str: # what `slotnb data info` prints
+    data_dir: str | Path,  # as for `open_dataset`
+    split: str = 'train',
+    max_frames: int = 1,
+    skip_broken: bool = False,
+    out: str | Path = '',  # a PNG to write a contact sheet of up to 12 scenes to; '' writes none
+    progress: bool = True,
+) -> str:  # what `slotnb data info` prints
     "Describe what is at a path, and draw it."
     dataset = open_dataset(data_dir, split, max_frames, skip_broken, progress)
     text = info_text(describe(dataset, progress))
     if out:
         ids = np.unique(np.linspace(0, len(dataset) - 1, 12).round().astype(int))
         with atomic_path(out) as tmp, warnings.catch_warnings():
-            warnings.filterwarnings('ignore', 'Glyph') # a name in letters that the font lacks is drawn as boxes
+            warnings.filterwarnings('ignore', 'Glyph')  # a name in letters that the font lacks is drawn as boxes
             contact_sheet([dataset[i] for i in ids.tolist()], 4).savefig(tmp, format='png', dpi=150)
         text += f'\n{"sheet":10} {out}'
     return text
@@ -107,78 +162,108 @@ def _whole_folder(path):
     tmp = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f'.{glob.escape(path.name)}.*'): shutil.rmtree(left) # by a conversion that was killed
+        for left in path.parent.glob(f'.{glob.escape(path.name)}.*'):
+            shutil.rmtree(left)  # by a conversion that was killed
         tmp = Path(tempfile.mkdtemp(dir=path.parent, prefix=f'.{path.name}.'))
         yield tmp
-        tmp.chmod(0o755); tmp.replace(path)
-    except OSError as e: raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
+        tmp.chmod(0o755)
+        tmp.replace(path)
+    except OSError as e:
+        raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
     finally:
-        if tmp: shutil.rmtree(tmp, ignore_errors=True)
+        if tmp:
+            shutil.rmtree(tmp, ignore_errors=True)
+
 
 def write_kubric(
-    dataset:Dataset, # with truth
-    out_dir:str|Path, # gets a folder `split`
-    split:str='train',
-    progress:bool=True, # show a bar
-) -> Path: # the folder of the split
+    dataset: Dataset,  # with truth
+    out_dir: str | Path,  # gets a folder `split`
+    split: str = 'train',
+    progress: bool = True,  # show a bar
+) -> Path:  # the folder of the split
     "A folder a scene, each written whole or not at all; one that is there already is left alone."
     if not dataset.has_truth:
-        raise SlotnbError(f"'{dataset.root}' has no truth, and a Kubric scene needs a segmentation; convert it to webdataset, or put masks beside its images")
-    root, by_scene = Path(out_dir)/split, {}
-    for e in dataset.entries: by_scene.setdefault(e.name, []).append(e)
-    folders = {name: root/name.replace('/', '_') for name in by_scene}
-    if len(set(folders.values())) < len(folders): raise SlotnbError(f"'{dataset.root}' has scenes whose names differ only in '/' and '_'; rename one")
+        raise SlotnbError(
+            f"'{dataset.root}' has no truth, and a Kubric scene needs a segmentation; convert it to webdataset, or put masks beside its images"
+        )
+    root, by_scene = Path(out_dir) / split, {}
+    for e in dataset.entries:
+        by_scene.setdefault(e.name, []).append(e)
+    folders = {name: root / name.replace('/', '_') for name in by_scene}
+    if len(set(folders.values())) < len(folders):
+        raise SlotnbError(f"'{dataset.root}' has scenes whose names differ only in '/' and '_'; rename one")
     for name, entries in tqdm(by_scene.items(), f'writing {split} scenes', disable=not progress):
-        if folders[name].exists(): continue
+        if folders[name].exists():
+            continue
         insts = None
         with _whole_folder(folders[name]) as tmp:
             for s in map(dataset.read, entries):
-                new = [i if {'material', 'material_label'} & i.keys() else dict(material='') | i for i in s.instances]; insts = new if insts is None else insts
-                if len(new)!=len(insts):
-                    raise SlotnbError(f"scene '{name}' of '{dataset.root}' has {len(insts)} instances in one frame and {len(new)} in another; "
-                                      'convert it to webdataset')
-                insts = [{k: v for k, v in a.items() if k in b and encode_json(v)==encode_json(b[k])} for a, b in zip(insts, new)]
-                (tmp/f'rgba_{s.frame:05}.png').write_bytes(encode_png(s.image)); (tmp/f'segmentation_{s.frame:05}.png').write_bytes(encode_png(s.segmentation))
-            (tmp/'metadata.json').write_bytes(encode_json(dict(metadata=dict(num_frames=len(entries)), instances=insts)))
+                new = [i if {'material', 'material_label'} & i.keys() else dict(material='') | i for i in s.instances]
+                insts = new if insts is None else insts
+                if len(new) != len(insts):
+                    raise SlotnbError(
+                        f"scene '{name}' of '{dataset.root}' has {len(insts)} instances in one frame and {len(new)} in another; "
+                        'convert it to webdataset'
+                    )
+                insts = [
+                    {k: v for k, v in a.items() if k in b and encode_json(v) == encode_json(b[k])}
+                    for a, b in zip(insts, new)
+                ]
+                (tmp / f'rgba_{s.frame:05}.png').write_bytes(encode_png(s.image))
+                (tmp / f'segmentation_{s.frame:05}.png').write_bytes(encode_png(s.segmentation))
+            (tmp / 'metadata.json').write_bytes(
+                encode_json(dict(metadata=dict(num_frames=len(entries)), instances=insts))
+            )
     return root
 
 # %% ../nbs/17_formats.ipynb #cell-16
 FORMATS = ('kubric', 'webdataset')
 
+
 def convert(
-    dataset:Dataset, # of any format
-    out_dir:str|Path, # a folder; goes on if it holds part of the same conversion
-    fmt:str, # 'kubric' or 'webdataset'
-    split:str='train', # what the split is called there
-    shard_size:int=1000, # images a shard of webdataset
-    progress:bool=True, # show a bar
-) -> Path: # `out_dir`
+    dataset: Dataset,  # of any format
+    out_dir: str | Path,  # a folder; goes on if it holds part of the same conversion
+    fmt: str,  # 'kubric' or 'webdataset'
+    split: str = 'train',  # what the split is called there
+    shard_size: int = 1000,  # images a shard of webdataset
+    progress: bool = True,  # show a bar
+) -> Path:  # `out_dir`
     "Write a dataset in another format; images, instance numbers and labels stay the same."
-    if fmt not in FORMATS: raise SlotnbError(f"format '{fmt}' can't be written; choose {' or '.join(FORMATS)}")
-    if fmt=='kubric' and not dataset.has_truth: write_kubric(dataset, out_dir, split) # says why not, before anything is written
-    out, file = Path(out_dir), Path(out_dir)/f'convert-{split}.json'
-    record = dict(format=fmt, source=str(dataset.root), shard_size=shard_size, samples=digest([e[:2] for e in dataset.entries]))
-    written = any((out/split).glob('*')) or any(out.glob(f'{split}-*.tar'))
+    if fmt not in FORMATS:
+        raise SlotnbError(f"format '{fmt}' can't be written; choose {' or '.join(FORMATS)}")
+    if fmt == 'kubric' and not dataset.has_truth:
+        write_kubric(dataset, out_dir, split)  # says why not, before anything is written
+    out, file = Path(out_dir), Path(out_dir) / f'convert-{split}.json'
+    record = dict(
+        format=fmt, source=str(dataset.root), shard_size=shard_size, samples=digest([e[:2] for e in dataset.entries])
+    )
+    written = any((out / split).glob('*')) or any(out.glob(f'{split}-*.tar'))
     if written and file.exists():
-        if field := next((k for k in record if read_json(file).get(k)!=record[k]), ''):
-            raise SlotnbError(f"{out} holds the split '{split}' of another conversion (its {field} differs: {read_json(file).get(field)} there, {record[field]} here); "
-                              'choose another folder or delete that one')
-    elif written: raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
+        if field := next((k for k in record if read_json(file).get(k) != record[k]), ''):
+            raise SlotnbError(
+                f"{out} holds the split '{split}' of another conversion (its {field} differs: {read_json(file).get(field)} there, {record[field]} here); "
+                'choose another folder or delete that one'
+            )
+    elif written:
+        raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
     write_json(file, record)
-    if fmt=='kubric': write_kubric(dataset, out, split, progress)
-    else: write_shards(dataset, out, split, shard_size, progress)
+    if fmt == 'kubric':
+        write_kubric(dataset, out, split, progress)
+    else:
+        write_shards(dataset, out, split, shard_size, progress)
     return out
 
+
 def convert_data(
-    data_dir:str|Path, # as for `open_dataset`
-    out_dir:str|Path, # a folder; goes on if it holds part of the same conversion
-    fmt:str='webdataset', # 'kubric' or 'webdataset'
-    split:str='train', # read and written; call once for each
-    max_frames:int=0, # the first so many frames of each scene; 0: all
-    skip_broken:bool=False, # leave out what can't be read
-    shard_size:int=1000, # images a shard of webdataset
-    progress:bool=True,
-) -> str: # what `slotnb data convert` prints
+    data_dir: str | Path,  # as for `open_dataset`
+    out_dir: str | Path,  # a folder; goes on if it holds part of the same conversion
+    fmt: str = 'webdataset',  # 'kubric' or 'webdataset'
+    split: str = 'train',  # read and written; call once for each
+    max_frames: int = 0,  # the first so many frames of each scene; 0: all
+    skip_broken: bool = False,  # leave out what can't be read
+    shard_size: int = 1000,  # images a shard of webdataset
+    progress: bool = True,
+) -> str:  # what `slotnb data convert` prints
     "Open, convert, and say what was written."
     dataset = open_dataset(data_dir, split, max_frames, skip_broken, progress)
     out = convert(dataset, out_dir, fmt, split, shard_size, progress)

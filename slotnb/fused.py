@@ -214,12 +214,15 @@ extern "C" void forward(float* h, int n, int d, int heads, int hidden, const Blo
 # %% ../nbs/25_fused.ipynb #cell-20
 _FLAGS = '-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mavx512vnni -mfma'.split()
 
+
 @functools.lru_cache
 def _library():
     "The compiled kernel, or the reason why there is none."
-    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()): return 'this processor has no AVX-512 for bfloat16'
+    if not (torch.cpu._is_avx512_bf16_supported() and torch.cpu._is_vnni_supported()):
+        return 'this processor has no AVX-512 for bfloat16'
     library = compiled('vit', ''.join((_MATH, _TILES, _LINEAR, _ATTENTION, _FORWARD)), _FLAGS)
-    if not isinstance(library, str): library.memory_of.restype = ctypes.c_long
+    if not isinstance(library, str):
+        library.memory_of.restype = ctypes.c_long
     return library
 
 # %% ../nbs/25_fused.ipynb #cell-22
@@ -227,39 +230,73 @@ def _parts(block):
     "(norm, weight and bias of qkv, heads, out, scale), (norm, in, activation, out, scale), of a block of timm or open_clip."
     from timm.layers import Attention, Mlp
     from timm.models.vision_transformer import Block
+
     if type(block) is Block and type(block.attn) is Attention and type(block.mlp) is Mlp:
         a, m = block.attn, block.mlp
-        if any(type(t) is not nn.Identity for t in (a.q_norm, a.k_norm, a.norm, m.norm)) or getattr(a, 'gate', None) is not None or a.attn_dim!=a.qkv.in_features: return None
-        return (block.norm1, a.qkv.weight, a.qkv.bias, a.num_heads, a.proj, block.ls1), (block.norm2, m.fc1, m.act, m.fc2, block.ls2)
+        if (
+            any(type(t) is not nn.Identity for t in (a.q_norm, a.k_norm, a.norm, m.norm))
+            or getattr(a, 'gate', None) is not None
+            or a.attn_dim != a.qkv.in_features
+        ):
+            return None
+        return (block.norm1, a.qkv.weight, a.qkv.bias, a.num_heads, a.proj, block.ls1), (
+            block.norm2,
+            m.fc1,
+            m.act,
+            m.fc2,
+            block.ls2,
+        )
     from open_clip.transformer import ResidualAttentionBlock
-    if type(block) is ResidualAttentionBlock and not hasattr(block, 'ln_1_kv') and list(dict(block.mlp.named_children()))==['c_fc', 'gelu', 'c_proj']:
+
+    if (
+        type(block) is ResidualAttentionBlock
+        and not hasattr(block, 'ln_1_kv')
+        and list(dict(block.mlp.named_children())) == ['c_fc', 'gelu', 'c_proj']
+    ):
         a, m = block.attn, block.mlp
-        if a.in_proj_weight is None or a.bias_k is not None: return None
-        return (block.ln_1, a.in_proj_weight, a.in_proj_bias, a.num_heads, a.out_proj, block.ls_1), (block.ln_2, m.c_fc, m.gelu, m.c_proj, block.ls_2)
+        if a.in_proj_weight is None or a.bias_k is not None:
+            return None
+        return (block.ln_1, a.in_proj_weight, a.in_proj_bias, a.num_heads, a.out_proj, block.ls_1), (
+            block.ln_2,
+            m.c_fc,
+            m.gelu,
+            m.c_proj,
+            block.ls_2,
+        )
+
 
 def _activation(act):
     "0: GELU, 1: QuickGELU, None: another; found out by asking."
-    if any(True for _ in act.parameters()): return None
+    if any(True for _ in act.parameters()):
+        return None
     x = torch.linspace(-4, 4, 41, device='cpu')
-    return next((i for i, y in enumerate((F.gelu(x), x*torch.sigmoid(1.702*x))) if torch.equal(act(x.clone()), y)), None)
+    return next(
+        (i for i, y in enumerate((F.gelu(x), x * torch.sigmoid(1.702 * x))) if torch.equal(act(x.clone()), y)), None
+    )
+
 
 def fused_obstacle(
-    blocks:nn.ModuleList, # of a network, on any device, `meta` too
-) -> str: # '' where `FusedBlocks` can compute them here
+    blocks: nn.ModuleList,  # of a network, on any device, `meta` too
+) -> str:  # '' where `FusedBlocks` can compute them here
     "Why the fused kernel can't be had for these blocks on this machine."
-    if isinstance(why := _library(), str): return why
+    if isinstance(why := _library(), str):
+        return why
     for block in blocks:
-        if not (parts := _parts(block)): return f'its {type(block).__name__} is no plain block of timm or open_clip'
+        if not (parts := _parts(block)):
+            return f'its {type(block).__name__} is no plain block of timm or open_clip'
         (n1, w, b, heads, proj, _), (n2, fc1, act, fc2, _) = parts
-        if _activation(act) is None: return f'its activation {type(act).__name__} is neither GELU nor QuickGELU'
-        if any(not isinstance(n, nn.LayerNorm) for n in (n1, n2)): return 'its norms are no LayerNorm'
-        if w.shape[1]%16 or fc1.out_features%16 or w.shape[1]//heads%16: return f'its widths {w.shape[1]}, {fc1.out_features} and {w.shape[1]//heads} are no multiples of 16'
+        if _activation(act) is None:
+            return f'its activation {type(act).__name__} is neither GELU nor QuickGELU'
+        if any(not isinstance(n, nn.LayerNorm) for n in (n1, n2)):
+            return 'its norms are no LayerNorm'
+        if w.shape[1] % 16 or fc1.out_features % 16 or w.shape[1] // heads % 16:
+            return f'its widths {w.shape[1]}, {fc1.out_features} and {w.shape[1] // heads} are no multiples of 16'
     return ''
 
 # %% ../nbs/25_fused.ipynb #cell-24
 def rotation(
-    dim:int, # width of the stream
-) -> Tensor: # (d d) float64, orthonormal; `ones @ rotation(d)` is `ones`
+    dim: int,  # width of the stream
+) -> Tensor:  # (d d) float64, orthonormal; `ones @ rotation(d)` is `ones`
     "A random basis that LayerNorm does not notice."
     draw, one = torch.Generator().manual_seed(0), torch.ones(dim, 1, dtype=torch.float64)
     frame = torch.linalg.qr(torch.cat([one, torch.randn(dim, dim - 1, generator=draw, dtype=torch.float64)], 1))[0]
@@ -270,21 +307,29 @@ def rotation(
 class _Linear(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ('w', 'bias', 'scale')] + [(n, ctypes.c_int) for n in ('n', 'k', 'int8')]
 
+
 class _Block(ctypes.Structure):
-    _fields_ = [(n, _Linear) for n in ('qk', 'v', 'proj', 'fc1', 'fc2')] + [('eps1', ctypes.c_float), ('eps2', ctypes.c_float), ('act', ctypes.c_int)]
+    _fields_ = [(n, _Linear) for n in ('qk', 'v', 'proj', 'fc1', 'fc2')] + [
+        ('eps1', ctypes.c_float),
+        ('eps2', ctypes.c_float),
+        ('act', ctypes.c_int),
+    ]
+
 
 def _panels(w, step):
     "(n k) in panels of 64 columns, `step` neighbours of k together."
     return torch.cat([p.reshape(len(p), -1, step).transpose(0, 1).flatten() for p in w.split(64)]).contiguous()
 
+
 def _pack(w, bias, bits, keep):
     "A linear layer as the kernel takes it, its activations bf16, 'around' 128 or 'above' -0.17; `keep` holds the memory."
     scale = torch.zeros(0)
     if bits:
-        step = w.abs().amax(1).clamp(min=1e-30)/127
-        w = (w/step[:, None]).round()
-        if bits=='above': bias = bias - .17*step*w.sum(1)
-        scale = torch.cat([step.float(), (128*w.sum(1)*(bits=='around')).int().view(torch.float32)])
+        step = w.abs().amax(1).clamp(min=1e-30) / 127
+        w = (w / step[:, None]).round()
+        if bits == 'above':
+            bias = bias - 0.17 * step * w.sum(1)
+        scale = torch.cat([step.float(), (128 * w.sum(1) * (bits == 'around')).int().view(torch.float32)])
     memory = [_panels(w.to(torch.int8), 4) if bits else _panels(w.bfloat16(), 2), bias.float().contiguous(), scale]
     keep.extend(memory)
     return _Linear(*(m.data_ptr() for m in memory), *w.shape, bool(bits))
@@ -292,55 +337,104 @@ def _pack(w, bias, bits, keep):
 # %% ../nbs/25_fused.ipynb #cell-28
 class FusedBlocks:
     "The first blocks of a plain ViT, in bfloat16, and some of their products in 8 bits; `fused_obstacle` says where that cannot be had."
-    def __init__(self,
-        blocks:nn.ModuleList, # all that are to be computed, frozen, on the CPU
-        int8:dict[str, tuple[float, float]]|None=None, # layers ('qk', 'v', 'fc1', 'fc2') of 8 bits, and in which share of the blocks, such as `INT8`
-        rotate:bool=True, # whether a network with 8 bits is turned into a random basis
+
+    def __init__(
+        self,
+        blocks: nn.ModuleList,  # all that are to be computed, frozen, on the CPU
+        int8: dict[str, tuple[float, float]]
+        | None = None,  # layers ('qk', 'v', 'fc1', 'fc2') of 8 bits, and in which share of the blocks, such as `INT8`
+        rotate: bool = True,  # whether a network with 8 bits is turned into a random basis
     ):
-        if why := fused_obstacle(blocks): raise SlotnbError(f'the fused blocks cannot be had: {why}')
+        if why := fused_obstacle(blocks):
+            raise SlotnbError(f'the fused blocks cannot be had: {why}')
         self.keep, self.turn, packed = [], None, []
         if len(blocks):
             (_, w, _, self.heads, *_), (_, fc1, *_) = _parts(blocks[0])
             self.dim, self.hidden = w.shape[1], fc1.out_features
-            if int8 and rotate: self.turn = rotation(self.dim)
+            if int8 and rotate:
+                self.turn = rotation(self.dim)
         for i, block in enumerate(blocks):
-            packed.append(self._block(*_parts(block), {k for k, (start, stop) in (int8 or {}).items() if start < (i + .5)/len(blocks) < stop}))
-        self.blocks = (_Block*len(packed))(*packed)
+            packed.append(
+                self._block(
+                    *_parts(block),
+                    {k for k, (start, stop) in (int8 or {}).items() if start < (i + 0.5) / len(blocks) < stop},
+                )
+            )
+        self.blocks = (_Block * len(packed))(*packed)
 
     def _block(self, attn, mlp, int8):
         (norm1, w, b, heads, proj, scale1), (norm2, fc1, act, fc2, scale2) = attn, mlp
         turn = torch.eye(self.dim, dtype=torch.float64) if self.turn is None else self.turn
-        def double(t, size, fill=0.): return torch.full((size,), fill, dtype=torch.float64) if t is None else t.detach().double()
+
+        def double(t, size, fill=0.0):
+            return torch.full((size,), fill, dtype=torch.float64) if t is None else t.detach().double()
+
         def reads(norm, w, b):
             w = w.detach().double()
-            return w*double(norm.weight, self.dim, 1.) @ turn, double(b, len(w)) + w @ double(norm.bias, self.dim)
+            return w * double(norm.weight, self.dim, 1.0) @ turn, double(b, len(w)) + w @ double(norm.bias, self.dim)
+
         def writes(layer, scale):
-            gain = double(getattr(scale, 'gamma', None), self.dim, 1.)
-            return turn.T @ (layer.weight.detach().double()*gain[:, None]), turn.T @ (double(layer.bias, self.dim)*gain)
+            gain = double(getattr(scale, 'gamma', None), self.dim, 1.0)
+            return turn.T @ (layer.weight.detach().double() * gain[:, None]), turn.T @ (
+                double(layer.bias, self.dim) * gain
+            )
+
         w, b = reads(norm1, w, b)
-        for t in (w, b): t[:self.dim] *= (self.dim//heads)**-.5/math.log(2) # queries bring the scale of the scores, and that softmax is to the base 2
-        layers = dict(qk=(w[:2*self.dim], b[:2*self.dim]), v=(w[2*self.dim:], b[2*self.dim:]), proj=writes(proj, scale1), fc1=reads(norm2, fc1.weight, fc1.bias), fc2=writes(fc2, scale2))
-        bits = {k: ('above' if k=='fc2' else 'around') if k in int8 else None for k in layers}
+        for t in (w, b):
+            t[: self.dim] *= (self.dim // heads) ** -0.5 / math.log(
+                2
+            )  # queries bring the scale of the scores, and that softmax is to the base 2
+        layers = dict(
+            qk=(w[: 2 * self.dim], b[: 2 * self.dim]),
+            v=(w[2 * self.dim :], b[2 * self.dim :]),
+            proj=writes(proj, scale1),
+            fc1=reads(norm2, fc1.weight, fc1.bias),
+            fc2=writes(fc2, scale2),
+        )
+        bits = {k: ('above' if k == 'fc2' else 'around') if k in int8 else None for k in layers}
         return _Block(*(_pack(*layers[k], bits[k], self.keep) for k in layers), norm1.eps, norm2.eps, _activation(act))
 
     @torch.no_grad()
-    def __call__(self,
-        tokens:Tensor, # (b n d) what goes into the first block
-    ) -> Tensor: # (b n d) float32, what comes out of the last
-        if not len(self.blocks): return tokens.float()
+    def __call__(
+        self,
+        tokens: Tensor,  # (b n d) what goes into the first block
+    ) -> Tensor:  # (b n d) float32, what comes out of the last
+        if not len(self.blocks):
+            return tokens.float()
         turn, library, own = None if self.turn is None else self.turn.float(), _library(), threading.local()
-        def turned(x, turn): return x if turn is None else linear(x.flatten(0, 1).contiguous(), turn).view(x.shape)
+
+        def turned(x, turn):
+            return x if turn is None else linear(x.flatten(0, 1).contiguous(), turn).view(x.shape)
+
         (n, d), size = tokens.shape[1:], ctypes.sizeof(_Block)
-        h = F.pad(turned(tokens.float(), None if turn is None else turn.T), (0, 0, 0, library.rows_of(n) - n)).contiguous()
-        def one(i, block, before): # ctypes lets go of Python's lock
-            if before: before.result()
-            if not hasattr(own, 'memory'): own.memory = torch.empty(library.memory_of(n, d, self.heads, self.hidden), dtype=torch.uint8, device='cpu')
-            library.forward(ctypes.c_void_p(h[i].data_ptr()), n, d, self.heads, self.hidden, ctypes.byref(self.blocks, block*size), ctypes.c_void_p(own.memory.data_ptr()))
+        h = F.pad(
+            turned(tokens.float(), None if turn is None else turn.T), (0, 0, 0, library.rows_of(n) - n)
+        ).contiguous()
+
+        def one(i, block, before):  # ctypes lets go of Python's lock
+            if before:
+                before.result()
+            if not hasattr(own, 'memory'):
+                own.memory = torch.empty(
+                    library.memory_of(n, d, self.heads, self.hidden), dtype=torch.uint8, device='cpu'
+                )
+            library.forward(
+                ctypes.c_void_p(h[i].data_ptr()),
+                n,
+                d,
+                self.heads,
+                self.hidden,
+                ctypes.byref(self.blocks, block * size),
+                ctypes.c_void_p(own.memory.data_ptr()),
+            )
+
         with ThreadPoolExecutor(max(1, min(torch.get_num_threads(), len(h)))) as pool:
-            done = [None]*len(h)
-            for block in range(len(self.blocks)): done = [pool.submit(one, i, block, before) for i, before in enumerate(done)]
-            for f in done: f.result()
+            done = [None] * len(h)
+            for block in range(len(self.blocks)):
+                done = [pool.submit(one, i, block, before) for i, before in enumerate(done)]
+            for f in done:
+                f.result()
         return turned(h[:, :n], turn)
 
 # %% ../nbs/25_fused.ipynb #cell-34
-INT8 = dict(qk=(0, 1), fc1=(0, 2/3), fc2=(1/12, 1/3)) # layer: from which to which share of the computed blocks
+INT8 = dict(qk=(0, 1), fc1=(0, 2 / 3), fc2=(1 / 12, 1 / 3))  # layer: from which to which share of the computed blocks

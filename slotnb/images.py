@@ -15,17 +15,19 @@ from .data import Dataset, Entry, Sample, check_size, decode_image, read_segment
 # %% ../nbs/14_images.ipynb #cell-8
 SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
 
+
 def find_files(
-    root:str|Path, # a folder
-    suffixes:tuple[str, ...], # in small letters, with the dot
-) -> list[Path]: # sorted by path
+    root: str | Path,  # a folder
+    suffixes: tuple[str, ...],  # in small letters, with the dot
+) -> list[Path]:  # sorted by path
     "The files of these kinds in a folder and its sub-folders, without hidden ones."
     files = ((p, p.relative_to(root).parts) for p in Path(root).rglob('*') if p.suffix.lower() in suffixes)
     return sorted(p for p, parts in files if not any(part.startswith('.') for part in parts))
 
+
 def number_instances(
-    mask:np.ndarray, # (h w) ints, 0 = background, any numbers
-) -> tuple[np.ndarray, list[dict]]: # (h w) with the ids 1, 2, ... in the order of the numbers; an instance each
+    mask: np.ndarray,  # (h w) ints, 0 = background, any numbers
+) -> tuple[np.ndarray, list[dict]]:  # (h w) with the ids 1, 2, ... in the order of the numbers; an instance each
     "Instances from a mask alone."
     ids = np.unique(mask[mask > 0])
     return np.where(mask > 0, np.searchsorted(ids, mask) + 1, 0), [dict(material='', mask_id=int(i)) for i in ids]
@@ -33,36 +35,50 @@ def number_instances(
 # %% ../nbs/14_images.ipynb #cell-9
 class ImageFolder(Dataset):
     "The pictures of a folder, one a scene; with a folder `masks` the ids in it are the truth."
+
     kind = 'image folder'
-    def __init__(self,
-        data_dir:str|Path, # holds the pictures, or a folder of them for each split
-        split:str|None=None, # sub-folder; None: `data_dir` itself
-        skip_broken:bool=False, # leave out what can't be read or has no mask, and say so in `skipped`
-        progress:bool=True, # a bar while that lasts
+
+    def __init__(
+        self,
+        data_dir: str | Path,  # holds the pictures, or a folder of them for each split
+        split: str | None = None,  # sub-folder; None: `data_dir` itself
+        skip_broken: bool = False,  # leave out what can't be read or has no mask, and say so in `skipped`
+        progress: bool = True,  # a bar while that lasts
     ):
         base = root = split_root(data_dir, split)
-        if (base/'images').is_dir(): root = base/'images'
-        elif base.name=='images': base = base.parent
-        masks = base/'masks'; self.has_truth = masks.is_dir()
+        if (base / 'images').is_dir():
+            root = base / 'images'
+        elif base.name == 'images':
+            base = base.parent
+        masks = base / 'masks'
+        self.has_truth = masks.is_dir()
         files = [f for f in find_files(root, SUFFIXES) if masks not in f.parents]
-        if not files: raise SlotnbError(f"{root} holds no image; expected {', '.join(SUFFIXES)}")
+        if not files:
+            raise SlotnbError(f"{root} holds no image; expected {', '.join(SUFFIXES)}")
         names = {}
         for f in files:
             other = names.setdefault(f.relative_to(root).with_suffix('').as_posix(), f)
-            if other is not f: raise SlotnbError(f'{other} and {f.name} differ only in their ending; rename one, a mask could not tell them apart')
-        entries = [Entry(name, 0, (f, masks/f'{name}.png' if self.has_truth else None)) for name, f in names.items()]
+            if other is not f:
+                raise SlotnbError(
+                    f'{other} and {f.name} differ only in their ending; rename one, a mask could not tell them apart'
+                )
+        entries = [Entry(name, 0, (f, masks / f'{name}.png' if self.has_truth else None)) for name, f in names.items()]
         without = [e for e in entries if self.has_truth and not os.path.lexists(e.where[1])]
-        if without and not skip_broken: raise SlotnbError(_no_mask(*without[0].where) + f' ({len(without)} of {len(entries)} images have none)')
+        if without and not skip_broken:
+            raise SlotnbError(_no_mask(*without[0].where) + f' ({len(without)} of {len(entries)} images have none)')
         super().__init__(root, entries, skip_broken, progress)
 
-    def read(self, entry:Entry) -> Sample:
+    def read(self, entry: Entry) -> Sample:
         path, mask = entry.where
         image, rotated = decode_image(path)
-        if mask is None: return Sample(entry.name, 0, path, image, None, [], rotated)
-        if not os.path.lexists(mask): raise SlotnbError(_no_mask(path, mask))
+        if mask is None:
+            return Sample(entry.name, 0, path, image, None, [], rotated)
+        if not os.path.lexists(mask):
+            raise SlotnbError(_no_mask(path, mask))
         seg, insts = number_instances(read_segmentation(mask))
         check_size(image, seg, mask)
         return Sample(entry.name, 0, path, image, seg, insts, rotated)
 
 # %% ../nbs/14_images.ipynb #cell-10
-def _no_mask(path, mask): return f"{path} has no mask '{mask}'; draw it, or rename the folder masks to read all images without truth"
+def _no_mask(path, mask):
+    return f"{path} has no mask '{mask}'; draw it, or rename the folder masks to read all images without truth"

@@ -11,31 +11,32 @@ from torch import Tensor
 
 # %% ../nbs/32_losses.ipynb #3402a10f
 def feature_mse(
-    recon:Tensor, # (b n d)
-    target:Tensor, # (b n d)
-) -> Tensor: # scalar, in squared units of the features
+    recon: Tensor,  # (b n d)
+    target: Tensor,  # (b n d)
+) -> Tensor:  # scalar, in squared units of the features
     "Mean squared error."
-    return torch.nn.functional.mse_loss(recon, target) # one pass forward and one backward instead of five
+    return torch.nn.functional.mse_loss(recon, target)  # one pass forward and one backward instead of five
 
 # %% ../nbs/32_losses.ipynb #fdb517b0
 def feature_spread(
-    target:Tensor, # (b n d)
-) -> Tensor: # scalar, in squared units of the features
+    target: Tensor,  # (b n d)
+) -> Tensor:  # scalar, in squared units of the features
     "The MSE of filling each image with its own mean feature."
     return feature_mse(target.mean(1, keepdim=True).expand_as(target), target)
 
+
 def fvu(
-    recon:Tensor, # (b n d)
-    target:Tensor, # (b n d)
-) -> Tensor: # scalar, 1 when nothing spatial was learnt
+    recon: Tensor,  # (b n d)
+    target: Tensor,  # (b n d)
+) -> Tensor:  # scalar, 1 when nothing spatial was learnt
     "Fraction of variance unexplained: the MSE over that of filling each image with its own mean feature."
-    return feature_mse(recon, target)/feature_spread(target)
+    return feature_mse(recon, target) / feature_spread(target)
 
 # %% ../nbs/32_losses.ipynb #cab3de16
 def slot_cosine(
-    slots:Tensor, # (b k d)
-) -> Tensor: # scalar in [-1/(k-1), 1]
+    slots: Tensor,  # (b k d)
+) -> Tensor:  # scalar in [-1/(k-1), 1]
     "Mean cosine between the slots of an image, over all pairs; the slot diversity term."
     k = slots.shape[1]
     unit = torch.nn.functional.normalize(slots, dim=-1)
-    return (unit.sum(1).square().sum(-1) - k).mean()/(k*(k - 1)) # |sum of unit vectors|^2 = k + sum over pairs
+    return (unit.sum(1).square().sum(-1) - k).mean() / (k * (k - 1))  # |sum of unit vectors|^2 = k + sum over pairs

@@ -16,152 +16,182 @@ from .core import SlotnbError
 
 # %% ../nbs/41_metrics.ipynb #cell-10
 def contingency(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints, the predicted segment of each pixel; the numbers themselves mean nothing
-) -> np.ndarray: # (n_true, n_pred) pixel counts
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints, the predicted segment of each pixel; the numbers themselves mean nothing
+) -> np.ndarray:  # (n_true, n_pred) pixel counts
     "Count the pixels that each true and each predicted segment have in common."
     true, pred = _labels(true, 'true'), _labels(pred, 'pred')
     if true.shape != pred.shape:
         raise SlotnbError(f'true has shape {true.shape}, pred {pred.shape}; compare them at one resolution')
     n_true, n_pred = int(true.max()) + 1, int(pred.max()) + 1
-    return np.bincount(true.ravel()*n_pred + pred.ravel(), minlength=n_true*n_pred).reshape(n_true, n_pred)
+    return np.bincount(true.ravel() * n_pred + pred.ravel(), minlength=n_true * n_pred).reshape(n_true, n_pred)
 
 # %% ../nbs/41_metrics.ipynb #cell-11
 def _labels(x, name):
     "`x` as int64 labels; soft masks and negative numbers are refused."
     x = np.asarray(x)
     if x.dtype.kind not in 'iub' or not x.size or x.min() < 0:
-        raise SlotnbError(f'{name} must be an array of whole numbers from 0 up, got {x.dtype} of shape {x.shape}; see hard_masks')
+        raise SlotnbError(
+            f'{name} must be an array of whole numbers from 0 up, got {x.dtype} of shape {x.shape}; see hard_masks'
+        )
     return x.astype(np.int64)
 
 # %% ../nbs/41_metrics.ipynb #cell-15
 def table_ari(
-    table:np.ndarray, # (n_true, n_pred) pixel counts
-) -> float: # at most 1; 0 for chance; NaN for an empty table
+    table: np.ndarray,  # (n_true, n_pred) pixel counts
+) -> float:  # at most 1; 0 for chance; NaN for an empty table
     "The adjusted Rand index of a contingency table (Hubert and Arabie 1985)."
     n = int(table.sum())
-    if n == 0: return math.nan
-    def pairs(x): return sum(int(v)*(int(v) - 1)//2 for v in np.ravel(x))
-    both, true, pred, every = pairs(table), pairs(table.sum(1)), pairs(table.sum(0)), n*(n - 1)//2
-    if both == true == pred: return 1.          # the same partition, and the 0/0 of a single segment or single pixels
-    return 2*(both*every - true*pred)/((true + pred)*every - 2*true*pred)
+    if n == 0:
+        return math.nan
+
+    def pairs(x):
+        return sum(int(v) * (int(v) - 1) // 2 for v in np.ravel(x))
+
+    both, true, pred, every = pairs(table), pairs(table.sum(1)), pairs(table.sum(0)), n * (n - 1) // 2
+    if both == true == pred:
+        return 1.0  # the same partition, and the 0/0 of a single segment or single pixels
+    return 2 * (both * every - true * pred) / ((true + pred) * every - 2 * true * pred)
 
 # %% ../nbs/41_metrics.ipynb #cell-16
 def ari(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-) -> float: # at most 1
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+) -> float:  # at most 1
     "Adjusted Rand index over all pixels: the background is a segment like any other."
     return table_ari(contingency(true, pred))
 
+
 def fg_ari(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-) -> float: # at most 1; NaN where the scene has no object
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+) -> float:  # at most 1; NaN where the scene has no object
     "Adjusted Rand index over the pixels of objects only, as the field reports it."
     return table_ari(contingency(true, pred)[1:])
 
 # %% ../nbs/41_metrics.ipynb #cell-23
 def table_iou(
-    table:np.ndarray, # (n_true, n_pred) pixel counts
-) -> np.ndarray: # (n_true - 1, n_pred); row `i` is object `i + 1`, NaN where no pixel of it can be seen
+    table: np.ndarray,  # (n_true, n_pred) pixel counts
+) -> np.ndarray:  # (n_true - 1, n_pred); row `i` is object `i + 1`, NaN where no pixel of it can be seen
     "Intersection over union of every object with every predicted segment; the background is no object."
     size = table.sum(1, keepdims=True)
     union = size + table.sum(0, keepdims=True) - table
-    return np.where(size > 0, table/np.maximum(union, 1), np.nan)[1:]
+    return np.where(size > 0, table / np.maximum(union, 1), np.nan)[1:]
 
 # %% ../nbs/41_metrics.ipynb #cell-24
 def best_overlap(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-) -> np.ndarray: # (n_true - 1,) best IoU of object 1, 2, ...; NaN where no pixel of it can be seen
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+) -> np.ndarray:  # (n_true - 1,) best IoU of object 1, 2, ...; NaN where no pixel of it can be seen
     "For each object the IoU with the predicted segment that fits it best."
     return table_iou(contingency(true, pred)).max(1)
 
+
 def mbo(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-) -> float: # 0 to 1; NaN where the scene has no object
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+) -> float:  # 0 to 1; NaN where the scene has no object
     "Mean best overlap over the objects of a scene (Pont-Tuset et al. 2015)."
     return _mean(best_overlap(true, pred))
 
 # %% ../nbs/41_metrics.ipynb #cell-25
 def table_miou(
-    table:np.ndarray, # (n_true, n_pred) pixel counts
-) -> float: # 0 to 1; NaN where the scene has no object
+    table: np.ndarray,  # (n_true, n_pred) pixel counts
+) -> float:  # 0 to 1; NaN where the scene has no object
     "Mean IoU when each predicted segment serves one object at most; an object without a segment counts 0."
-    iou = table_iou(table); iou = iou[~np.isnan(iou).any(1)]
-    return float(iou[linear_sum_assignment(iou, maximize=True)].sum()/len(iou)) if len(iou) else math.nan
+    iou = table_iou(table)
+    iou = iou[~np.isnan(iou).any(1)]
+    return float(iou[linear_sum_assignment(iou, maximize=True)].sum() / len(iou)) if len(iou) else math.nan
+
 
 def miou(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-) -> float: # 0 to 1; NaN where the scene has no object
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+) -> float:  # 0 to 1; NaN where the scene has no object
     "Mean IoU over the objects of a scene after Hungarian matching."
     return table_miou(contingency(true, pred))
 
 # %% ../nbs/41_metrics.ipynb #cell-26
 def _mean(x):
     "The mean of what is there; NaN, without a warning, where nothing is."
-    x = np.asarray(x, float); x = x[~np.isnan(x)]
+    x = np.asarray(x, float)
+    x = x[~np.isnan(x)]
     return float(x.mean()) if x.size else math.nan
 
 # %% ../nbs/41_metrics.ipynb #cell-32
 def hard_masks(
-    masks:torch.Tensor|np.ndarray, # (k n) soft masks of one image, slots first
-    size:tuple[int, int], # (H, W) of the image
-    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
-) -> np.ndarray: # (H W) int64, the slot of each pixel; the first one where slots tie
+    masks: torch.Tensor | np.ndarray,  # (k n) soft masks of one image, slots first
+    size: tuple[int, int],  # (H, W) of the image
+    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+) -> np.ndarray:  # (H W) int64, the slot of each pixel; the first one where slots tie
     "Enlarge soft masks bilinearly to the image, then give each pixel to its largest slot."
     masks = torch.as_tensor(masks).detach().float().cpu()
-    if masks.ndim != 2: raise SlotnbError(f'masks of one image have axes (k n), got shape {tuple(masks.shape)}')
-    n = masks.shape[1]; h, w = grid or (math.isqrt(n),)*2
-    if h*w != n: raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
-    if not masks.isfinite().all(): raise SlotnbError('masks hold NaN or infinity; the model has diverged')
-    return interpolate(masks.view(1, -1, h, w), size, mode='bilinear', align_corners=False)[0].numpy().argmax(0) # NumPy's, because torch's is several times slower along the first axis
+    if masks.ndim != 2:
+        raise SlotnbError(f'masks of one image have axes (k n), got shape {tuple(masks.shape)}')
+    n = masks.shape[1]
+    h, w = grid or (math.isqrt(n),) * 2
+    if h * w != n:
+        raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
+    if not masks.isfinite().all():
+        raise SlotnbError('masks hold NaN or infinity; the model has diverged')
+    return (
+        interpolate(masks.view(1, -1, h, w), size, mode='bilinear', align_corners=False)[0].numpy().argmax(0)
+    )  # NumPy's, because torch's is several times slower along the first axis
 
 # %% ../nbs/41_metrics.ipynb #cell-38
 def evaluate_scene(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-    materials:Sequence[str]|None=None, # of object 1, 2, ...; None: no overlap by material
-) -> dict[str, float]: # ari, fg_ari, mbo, miou, best_overlap_metal, best_overlap_rubber, as fractions
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+    materials: Sequence[str] | None = None,  # of object 1, 2, ...; None: no overlap by material
+) -> dict[str, float]:  # ari, fg_ari, mbo, miou, best_overlap_metal, best_overlap_rubber, as fractions
     "All metrics of one scene from one table; a material that the scene does not have gives NaN."
-    table = contingency(true, pred); best = table_iou(table).max(1)
+    table = contingency(true, pred)
+    best = table_iou(table).max(1)
     res = dict(ari=table_ari(table), fg_ari=table_ari(table[1:]), mbo=_mean(best), miou=table_miou(table))
-    if materials is None: return res
+    if materials is None:
+        return res
     if len(materials) < len(best):
         raise SlotnbError(f'the scene has objects up to {len(best)}, but {len(materials)} materials are given')
-    is_of = np.array(materials, dtype=object)[:len(best)]
+    is_of = np.array(materials, dtype=object)[: len(best)]
     return res | {f'best_overlap_{m}': _mean(best[is_of == m]) for m in ('metal', 'rubber')}
 
 # %% ../nbs/41_metrics.ipynb #cell-41
 def evaluate_labels(
-    scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, frame, segmentation, materials
-    labels:Sequence[np.ndarray], # one (H W) of ints a scene
-    source:str, # where the segments are from, e.g. 'attn', 'masks' or 'refined'; it ends every column
-) -> pd.DataFrame: # scene, frame, then `ari_{source}`, `fg_ari_{source}`, ...; fractions, one row a scene
+    scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, frame, segmentation, materials
+    labels: Sequence[np.ndarray],  # one (H W) of ints a scene
+    source: str,  # where the segments are from, e.g. 'attn', 'masks' or 'refined'; it ends every column
+) -> pd.DataFrame:  # scene, frame, then `ari_{source}`, `fg_ari_{source}`, ...; fractions, one row a scene
     "Score segments against the segmentations at the images' own resolution."
     scenes = _with_truth(scenes)
-    if len(scenes) != len(labels): raise SlotnbError(f'{len(labels)} segmentations for {len(scenes)} scenes')
-    return pd.DataFrame([dict(scene=s.name, frame=s.frame)
-        | {f'{k}_{source}': v for k, v in evaluate_scene(s.segmentation, l, s.materials).items()} for s, l in zip(scenes, labels)])
+    if len(scenes) != len(labels):
+        raise SlotnbError(f'{len(labels)} segmentations for {len(scenes)} scenes')
+    return pd.DataFrame(
+        [
+            dict(scene=s.name, frame=s.frame)
+            | {f'{k}_{source}': v for k, v in evaluate_scene(s.segmentation, l, s.materials).items()}
+            for s, l in zip(scenes, labels)
+        ]
+    )
 
 # %% ../nbs/41_metrics.ipynb #cell-42
 def evaluate_masks(
-    scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, frame, segmentation, materials
-    masks:Sequence[torch.Tensor|np.ndarray], # (b k n), or one (k n) a scene where k differs
-    source:str, # where the masks are from, e.g. 'attn' or 'masks'; it ends every column
-    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
-) -> pd.DataFrame: # as `evaluate_labels`
+    scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, frame, segmentation, materials
+    masks: Sequence[torch.Tensor | np.ndarray],  # (b k n), or one (k n) a scene where k differs
+    source: str,  # where the masks are from, e.g. 'attn' or 'masks'; it ends every column
+    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+) -> pd.DataFrame:  # as `evaluate_labels`
     "Score soft masks, enlarged to the images' resolution."
     scenes = _with_truth(scenes)
-    if len(scenes) != len(masks): raise SlotnbError(f'{len(masks)} sets of masks for {len(scenes)} scenes')
+    if len(scenes) != len(masks):
+        raise SlotnbError(f'{len(masks)} sets of masks for {len(scenes)} scenes')
     return evaluate_labels(scenes, [hard_masks(m, s.segmentation.shape, grid) for s, m in zip(scenes, masks)], source)
 
 # %% ../nbs/41_metrics.ipynb #cell-43
 def _with_truth(scenes):
     "As a list; one without a segmentation is named."
     for s in (scenes := list(scenes)):
-        if s.segmentation is None: raise SlotnbError(f"scene '{s.name}' has no truth: ARI, FG-ARI, mBO and mIoU need masks; give data with masks, or look at FVU and slot statistics")
+        if s.segmentation is None:
+            raise SlotnbError(
+                f"scene '{s.name}' has no truth: ARI, FG-ARI, mBO and mIoU need masks; give data with masks, or look at FVU and slot statistics"
+            )
     return scenes

@@ -16,69 +16,88 @@ from .slot_attention import InputProjection, SlotAttention, SlotInit, xavier_
 # %% ../nbs/33_model.ipynb #target-new
 class LearntTarget(nn.Module):
     "A linear layer in front of everything, trained by the reconstruction of its own output; optionally instance normalization behind it."
-    def __init__(self,
-        feat_dim:int, # channels in and out
-        instance:bool=False, # normalise each channel over the patches of an image
+
+    def __init__(
+        self,
+        feat_dim: int,  # channels in and out
+        instance: bool = False,  # normalise each channel over the patches of an image
     ):
         super().__init__()
         self.linear, self.instance = xavier_(nn.Linear(feat_dim, feat_dim)), instance
 
-    def forward(self,
-        feats:Tensor, # (b n d)
-    ) -> Tensor: # (b n d)
+    def forward(
+        self,
+        feats: Tensor,  # (b n d)
+    ) -> Tensor:  # (b n d)
         x = self.linear(feats)
-        return (x - x.mean(1, keepdim=True))/(x.std(1, keepdim=True) + 1e-6) if self.instance else x
+        return (x - x.mean(1, keepdim=True)) / (x.std(1, keepdim=True) + 1e-6) if self.instance else x
 
 # %% ../nbs/33_model.ipynb #cell-5
 class ModelOutput(NamedTuple):
     "Everything a pass computed."
-    recon:Tensor # (b n d) of `model.target(feats)`, which is the features themselves unless asked otherwise
-    slots:Tensor # (b k d)
-    attn:Tensor # (b k n) slot attention's, sums to 1 over k
-    masks:Tensor # (b k n) the decoder's, sums to 1 over k
+
+    recon: Tensor  # (b n d) of `model.target(feats)`, which is the features themselves unless asked otherwise
+    slots: Tensor  # (b k d)
+    attn: Tensor  # (b k n) slot attention's, sums to 1 over k
+    masks: Tensor  # (b k n) the decoder's, sums to 1 over k
+
 
 class SlotAutoencoder(nn.Module):
     "Slot attention between a projection and a decoder."
+
     targets = ('feats', 'learnt', 'learnt_instance')
 
-    def __init__(self,
-        feat_dim:int, # width of the patch tokens, which is also the width of the target
-        num_patches:int=256, # patches of the grid
-        num_slots:int=11, # ten objects and the floor
-        slot_dim:int=128, # width of a slot
-        num_iters:int=3, # iterations of slot attention
-        slot_init:str='random', # 'random', 'learned' or 'kmeans'
-        decoder:str='attention', # 'attention' or 'mlp'
-        hidden_dim:int=512, # of the decoder's MLP
-        mask_temperature:float=1., # of the decoder's masks
-        projection:str='mlp', # 'mlp', 'linear' or 'bare', of `InputProjection`
-        attn_temperature:float=1., # of slot attention; the masks of the attention decoder have both
-        slot_std:float=1., # of random slots, at the start
-        pos_std:float=.02, # of the MLP decoder's positions, at the start
-        weight_init:str='xavier', # 'xavier', or 'torch' for PyTorch's own
-        target:str='feats', # 'feats'; 'learnt' and 'learnt_instance' put a `LearntTarget` before everything
+    def __init__(
+        self,
+        feat_dim: int,  # width of the patch tokens, which is also the width of the target
+        num_patches: int = 256,  # patches of the grid
+        num_slots: int = 11,  # ten objects and the floor
+        slot_dim: int = 128,  # width of a slot
+        num_iters: int = 3,  # iterations of slot attention
+        slot_init: str = 'random',  # 'random', 'learned' or 'kmeans'
+        decoder: str = 'attention',  # 'attention' or 'mlp'
+        hidden_dim: int = 512,  # of the decoder's MLP
+        mask_temperature: float = 1.0,  # of the decoder's masks
+        projection: str = 'mlp',  # 'mlp', 'linear' or 'bare', of `InputProjection`
+        attn_temperature: float = 1.0,  # of slot attention; the masks of the attention decoder have both
+        slot_std: float = 1.0,  # of random slots, at the start
+        pos_std: float = 0.02,  # of the MLP decoder's positions, at the start
+        weight_init: str = 'xavier',  # 'xavier', or 'torch' for PyTorch's own
+        target: str = 'feats',  # 'feats'; 'learnt' and 'learnt_instance' put a `LearntTarget` before everything
     ):
         super().__init__()
         self.num_patches = num_patches
-        if target not in self.targets: raise SlotnbError(f"target '{target}' is unknown; choose one of {', '.join(self.targets)}")
-        if weight_init not in ('xavier', 'torch'): raise SlotnbError(f"weight_init '{weight_init}' is unknown; choose 'xavier' or 'torch'")
-        self.target = nn.Identity() if target=='feats' else LearntTarget(feat_dim, instance=target=='learnt_instance')
+        if target not in self.targets:
+            raise SlotnbError(f"target '{target}' is unknown; choose one of {', '.join(self.targets)}")
+        if weight_init not in ('xavier', 'torch'):
+            raise SlotnbError(f"weight_init '{weight_init}' is unknown; choose 'xavier' or 'torch'")
+        self.target = (
+            nn.Identity() if target == 'feats' else LearntTarget(feat_dim, instance=target == 'learnt_instance')
+        )
         self.project = InputProjection(feat_dim, slot_dim, kind=projection)
         self.init = SlotInit(num_slots, slot_dim, slot_init, slot_std)
         self.slot_attention = SlotAttention(slot_dim, num_iters, temperature=attn_temperature)
-        if decoder=='attention': self.decoder = AttentionDecoder(slot_dim, feat_dim, hidden_dim, mask_temperature)
-        elif decoder=='mlp': self.decoder = MLPDecoder(slot_dim, feat_dim, num_patches, hidden_dim, mask_temperature, pos_std)
-        else: raise SlotnbError(f"decoder '{decoder}' is unknown; choose 'attention' or 'mlp'")
-        if weight_init=='torch':
+        if decoder == 'attention':
+            self.decoder = AttentionDecoder(slot_dim, feat_dim, hidden_dim, mask_temperature)
+        elif decoder == 'mlp':
+            self.decoder = MLPDecoder(slot_dim, feat_dim, num_patches, hidden_dim, mask_temperature, pos_std)
+        else:
+            raise SlotnbError(f"decoder '{decoder}' is unknown; choose 'attention' or 'mlp'")
+        if weight_init == 'torch':
             for m in self.modules():
-                if isinstance(m, (nn.Linear, nn.GRUCell)): m.reset_parameters()
+                if isinstance(m, (nn.Linear, nn.GRUCell)):
+                    m.reset_parameters()
 
-    def forward(self,
-        feats:Tensor, # (b n d) normalised patch tokens
-        noise:Tensor|torch.Generator|None=None, # (b k d) of `SlotInit.draw`, or the stream to draw it from; None is torch's own
+    def forward(
+        self,
+        feats: Tensor,  # (b n d) normalised patch tokens
+        noise: Tensor
+        | torch.Generator
+        | None = None,  # (b k d) of `SlotInit.draw`, or the stream to draw it from; None is torch's own
     ) -> ModelOutput:
         check_shape(feats, f'b {self.num_patches} d', 'feats')
-        if not isinstance(noise, Tensor): noise = self.init.draw(len(feats), noise)
+        if not isinstance(noise, Tensor):
+            noise = self.init.draw(len(feats), noise)
         inputs = self.project(self.target(feats))
         slots, attn, logits = self.slot_attention(inputs, self.init(noise, inputs))
         recon, masks = self.decoder(slots, logits)

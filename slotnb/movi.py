@@ -21,69 +21,109 @@ from .data import Dataset, Entry, Sample
 # %% ../nbs/13_movi.ipynb #cell-7
 _need = partial(need_extra, extra='movi', why='MOVi records need')
 
+
 def _checksum(b):
     "TFRecord's masked CRC-32C."
     crc = _need('google_crc32c').value(b)
-    return ((crc >> 15 | crc << 17) + 0xa282ead8) & 0xffffffff
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 # %% ../nbs/13_movi.ipynb #cell-13
 def _filesystem(url):
     "fsspec's file system for `url`, one a process."
     scheme = url.split('://')[0] if '://' in url else 'file'
-    logging.getLogger('gcsfs').setLevel(logging.CRITICAL)    # it prints a page of traceback for what becomes one sentence here
-    if scheme in ('gs', 'gcs'): return _need('gcsfs.core').GCSFileSystem(token='anon')    # plain HTTP; gcsfs.GCSFileSystem asks over gRPC first
-    try: return fsspec.filesystem(scheme)
+    logging.getLogger('gcsfs').setLevel(
+        logging.CRITICAL
+    )  # it prints a page of traceback for what becomes one sentence here
+    if scheme in ('gs', 'gcs'):
+        return _need('gcsfs.core').GCSFileSystem(token='anon')  # plain HTTP; gcsfs.GCSFileSystem asks over gRPC first
+    try:
+        return fsspec.filesystem(scheme)
     except (ImportError, ValueError) as e:
-        raise SlotnbError(f'{url} cannot be opened ({_line(e)}); install what it asks for, or copy the files to a folder') from None
+        raise SlotnbError(
+            f'{url} cannot be opened ({_line(e)}); install what it asks for, or copy the files to a folder'
+        ) from None
 
-def _line(e): return ' '.join(f'{e or type(e).__name__}'.split())[:200]
+
+def _line(e):
+    return ' '.join(f'{e or type(e).__name__}'.split())[:200]
+
 
 def _read(fs, url, start=None, stop=None):
     "These bytes of a file and no others; fewer where it ends."
     path = fs._strip_protocol(url)
     try:
-        if start is None or not isinstance(fs, LocalFileSystem): return fs.cat_file(path, start, stop)
-        with open(path, 'rb', buffering=0) as f: f.seek(start); return f.read(stop - start)
-    except FileNotFoundError: raise SlotnbError(f'{url} is missing; copy it from where the others came from') from None
-    except Exception as e:    # every file system has exceptions of its own
-        raise SlotnbError(f'{url} cannot be read ({_line(e)}); try again, or copy the files to a folder first') from None
+        if start is None or not isinstance(fs, LocalFileSystem):
+            return fs.cat_file(path, start, stop)
+        with open(path, 'rb', buffering=0) as f:
+            f.seek(start)
+            return f.read(stop - start)
+    except FileNotFoundError:
+        raise SlotnbError(f'{url} is missing; copy it from where the others came from') from None
+    except Exception as e:  # every file system has exceptions of its own
+        raise SlotnbError(
+            f'{url} cannot be read ({_line(e)}); try again, or copy the files to a folder first'
+        ) from None
+
 
 def _exists(fs, url):
     "Not `fs.exists`, which also says no when the network is down."
-    try: return bool(fs.info(fs._strip_protocol(url)))
-    except FileNotFoundError: return False
-    except Exception as e: raise SlotnbError(f'{url} cannot be reached ({_line(e)}); try again, or copy the files to a folder first') from None
+    try:
+        return bool(fs.info(fs._strip_protocol(url)))
+    except FileNotFoundError:
+        return False
+    except Exception as e:
+        raise SlotnbError(
+            f'{url} cannot be reached ({_line(e)}); try again, or copy the files to a folder first'
+        ) from None
+
 
 def _read_json(fs, url):
-    try: return json.loads(_read(fs, url))
-    except ValueError as e: raise SlotnbError(f'{url} is not valid JSON ({_line(e)}); copy it again') from None
+    try:
+        return json.loads(_read(fs, url))
+    except ValueError as e:
+        raise SlotnbError(f'{url} is not valid JSON ({_line(e)}); copy it again') from None
 
 # %% ../nbs/13_movi.ipynb #cell-15
 def _shard_index(fs, url, size, count):
     "Offset and length of the records of one shard, and what is wrong with those that it lacks (None: nothing)."
     found, at = [], 0
-    if size is None: return found, f'{url} is missing; copy it from where the others came from'
+    if size is None:
+        return found, f'{url} is missing; copy it from where the others came from'
     try:
         while at < size:
             head = _read(fs, url, at, at + 12)
             cut = f'{url} is cut off in record {len(found)} of {count}, after {size} bytes; copy it again'
-            if len(head) < 12: return found, cut
+            if len(head) < 12:
+                return found, cut
             length, crc = struct.unpack('<QI', head)
             if crc != _checksum(head[:8]):
-                return found, f'{url}: the length of record {len(found)} of {count} fails its checksum; the file is damaged, copy it again'
-            if at + length + 16 > size: return found, cut
-            found.append((at, length)); at += length + 16
-    except SlotnbError as e: return found, str(e)
-    if len(found) == count: return found, None
+                return (
+                    found,
+                    f'{url}: the length of record {len(found)} of {count} fails its checksum; the file is damaged, copy it again',
+                )
+            if at + length + 16 > size:
+                return found, cut
+            found.append((at, length))
+            at += length + 16
+    except SlotnbError as e:
+        return found, str(e)
+    if len(found) == count:
+        return found, None
     error = f'{url} has {len(found)} records, dataset_info.json says {count}; copy both again, from one version'
     return (found if len(found) < count else []), error
+
 
 def _build_index(fs, shards, sizes, counts, progress):
     "Where every record of a split is, and the errors of the shards that are not whole; headers of 16 shards are read at a time."
     with ThreadPoolExecutor(16) as pool:
         jobs = pool.map(lambda job: _shard_index(fs, *job), zip(shards, sizes, counts))
         parts = list(tqdm(jobs, 'indexing shards', len(shards), disable=not progress, leave=False))
-    index = np.concatenate([np.array(found + [(-1, 0)]*(n - len(found)), np.int64).reshape(-1, 2) for (found, _), n in zip(parts, counts)])
+    index = np.concatenate(
+        [
+            np.array(found + [(-1, 0)] * (n - len(found)), np.int64).reshape(-1, 2)
+            for (found, _), n in zip(parts, counts)
+        ]
+    )
     return index, {k: e for k, (_, e) in enumerate(parts) if e}
 
 # %% ../nbs/13_movi.ipynb #cell-17
@@ -92,53 +132,98 @@ def _stat(fs, urls):
     there = {}
     for folder in {u.rsplit('/', 1)[0] for u in urls}:
         fs.invalidate_cache(path := fs._strip_protocol(folder))
-        try: there |= {i['name']: (i['size'], str(i.get('etag') or i.get('mtime') or i.get('created'))) for i in fs.ls(path, detail=True)}
-        except FileNotFoundError: pass
-        except Exception as e: raise SlotnbError(f'{folder} cannot be listed ({_line(e)}); try again, or copy the files to a folder first') from None
+        try:
+            there |= {
+                i['name']: (i['size'], str(i.get('etag') or i.get('mtime') or i.get('created')))
+                for i in fs.ls(path, detail=True)
+            }
+        except FileNotFoundError:
+            pass
+        except Exception as e:
+            raise SlotnbError(
+                f'{folder} cannot be listed ({_line(e)}); try again, or copy the files to a folder first'
+            ) from None
     return [there.get(fs._strip_protocol(u)) for u in urls]
+
 
 def _index(fs, shards, counts, progress):
     "The index of a split, from the cache where it was built before."
-    stats = _stat(fs, shards); sizes = [s and s[0] for s in stats]
-    file = cache_dir()/'index'/f'{digest(str(fs.protocol), [fs._strip_protocol(u) for u in shards], stats, counts)}.npy'
+    stats = _stat(fs, shards)
+    sizes = [s and s[0] for s in stats]
+    file = (
+        cache_dir()
+        / 'index'
+        / f'{digest(str(fs.protocol), [fs._strip_protocol(u) for u in shards], stats, counts)}.npy'
+    )
     try:
         index = np.load(file)
-        if index.shape == (sum(counts), 2): return index, {}
-    except (OSError, ValueError, EOFError): pass
+        if index.shape == (sum(counts), 2):
+            return index, {}
+    except (OSError, ValueError, EOFError):
+        pass
     index, errors = _build_index(fs, shards, sizes, counts, progress)
     if not errors:
-        with atomic_path(file) as tmp, open(tmp, 'wb') as f: np.save(f, index)
+        with atomic_path(file) as tmp, open(tmp, 'wb') as f:
+            np.save(f, index)
     return index, errors
 
 # %% ../nbs/13_movi.ipynb #cell-20
 @cache
 def _messages():
     "`Example` with its values left packed, and `Feature` to unpack one (tensorflow/core/example: example.proto, feature.proto)."
-    pb2, pool, factory = (_need(f'google.protobuf.{m}') for m in ('descriptor_pb2', 'descriptor_pool', 'message_factory'))
+    pb2, pool, factory = (
+        _need(f'google.protobuf.{m}') for m in ('descriptor_pb2', 'descriptor_pool', 'message_factory')
+    )
     F = pb2.FieldDescriptorProto
+
     def message(name, *fields, nested=(), is_map=False):
-        made = [F(name=n, number=i, label=F.LABEL_REPEATED if many else F.LABEL_OPTIONAL,
-                  **dict(type=F.TYPE_MESSAGE, type_name=f'.slotnb.{t}') if isinstance(t, str) else dict(type=t))
-                for i, (n, t, many) in enumerate(fields, 1)]
+        made = [
+            F(
+                name=n,
+                number=i,
+                label=F.LABEL_REPEATED if many else F.LABEL_OPTIONAL,
+                **dict(type=F.TYPE_MESSAGE, type_name=f'.slotnb.{t}') if isinstance(t, str) else dict(type=t),
+            )
+            for i, (n, t, many) in enumerate(fields, 1)
+        ]
         options = pb2.MessageOptions(map_entry=True) if is_map else None
         return pb2.DescriptorProto(name=name, field=made, nested_type=nested, options=options)
+
     entry = message('FeatureEntry', ('key', F.TYPE_STRING, False), ('value', F.TYPE_BYTES, False), is_map=True)
-    file = pb2.FileDescriptorProto(name='slotnb/example.proto', package='slotnb', syntax='proto3', message_type=[
-        message('Example', ('features', 'Features', False)),
-        message('Features', ('feature', 'Features.FeatureEntry', True), nested=[entry]),
-        message('Feature', ('bytes_list', 'BytesList', False), ('float_list', 'FloatList', False), ('int64_list', 'Int64List', False)),
-        *[message(n, ('value', t, True)) for n, t in (('BytesList', F.TYPE_BYTES), ('FloatList', F.TYPE_FLOAT), ('Int64List', F.TYPE_INT64))]])
-    types = pool.DescriptorPool(); types.Add(file)
+    file = pb2.FileDescriptorProto(
+        name='slotnb/example.proto',
+        package='slotnb',
+        syntax='proto3',
+        message_type=[
+            message('Example', ('features', 'Features', False)),
+            message('Features', ('feature', 'Features.FeatureEntry', True), nested=[entry]),
+            message(
+                'Feature',
+                ('bytes_list', 'BytesList', False),
+                ('float_list', 'FloatList', False),
+                ('int64_list', 'Int64List', False),
+            ),
+            *[
+                message(n, ('value', t, True))
+                for n, t in (('BytesList', F.TYPE_BYTES), ('FloatList', F.TYPE_FLOAT), ('Int64List', F.TYPE_INT64))
+            ],
+        ],
+    )
+    types = pool.DescriptorPool()
+    types.Add(file)
     return [factory.GetMessageClass(types.FindMessageTypeByName(f'slotnb.{n}')) for n in ('Example', 'Feature')]
 
 # %% ../nbs/13_movi.ipynb #cell-21
 def _parse(data):
     "The wanted features of a record: lists of bytes (`video`, `segmentations`) or arrays (`instances/...`, `metadata/...`)."
     Example, Feature = _messages()
+
     def values(packed):
         f = Feature.FromString(packed)
-        if f.HasField('bytes_list'): return list(f.bytes_list.value)
+        if f.HasField('bytes_list'):
+            return list(f.bytes_list.value)
         return np.array((f.float_list if f.HasField('float_list') else f.int64_list).value)
+
     wanted = ('video', 'segmentations', 'instances/', 'metadata/')
     packed = Example.FromString(data).features.feature
     return {k: values(packed[k]) for k in sorted(packed) if k.startswith(wanted) and '/ragged' not in k}
@@ -147,115 +232,182 @@ def _parse(data):
 def _inside(node, kind):
     "What a node of features.json holds: newest TFDS first, then the older layouts."
     inner = node[kind] if kind in node else node['content']
-    if isinstance(inner, str): inner = json.loads(inner)
+    if isinstance(inner, str):
+        inner = json.loads(inner)
     return inner.get('features', inner) if kind == 'featuresDict' else inner
+
 
 def _schema(fs, url):
     "Frames a video, and the names of every class label of the instances; TFDS keeps these in a text file each."
-    tree = _read_json(fs, f'{url}/features.json'); field = 'video'
+    tree = _read_json(fs, f'{url}/features.json')
+    field = 'video'
     try:
         root = _inside(tree, 'featuresDict')
         shape = _inside(root['video'], 'video')['shape']
-        num_frames = int((shape['dimensions'] if isinstance(shape, dict) else shape)[0]); assert num_frames > 0
-        field = 'segmentations'; root[field]; field = 'instances'
+        num_frames = int((shape['dimensions'] if isinstance(shape, dict) else shape)[0])
+        assert num_frames > 0
+        field = 'segmentations'
+        root[field]
+        field = 'instances'
         features = _inside(_inside(root[field], 'sequence')['feature'], 'featuresDict')
         labels = [k for k, v in features.items() if 'classLabel' in v or v.get('type', '').endswith('ClassLabel')]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
-        raise SlotnbError(f"{url}/features.json does not describe '{field}' as MOVi does; is this a MOVi dataset, written by TFDS 4?") from None
+        raise SlotnbError(
+            f"{url}/features.json does not describe '{field}' as MOVi does; is this a MOVi dataset, written by TFDS 4?"
+        ) from None
     names = {k: _read(fs, f'{url}/instances-{k}.labels.txt').decode(errors='replace').splitlines() for k in labels}
     return num_frames, {k: [n.strip() for n in v if n.strip()] for k, v in names.items()}
+
 
 def _splits(fs, url):
     "For every split its shards and how many records each has, from dataset_info.json."
     if not _exists(fs, f'{url}/dataset_info.json'):
-        if not _exists(fs, url): raise SlotnbError(f"data_dir '{url}' does not exist; give the folder of one version of MOVi")
+        if not _exists(fs, url):
+            raise SlotnbError(f"data_dir '{url}' does not exist; give the folder of one version of MOVi")
         there = ', '.join(_versions(fs, url)) or 'nor has any folder in it'
         raise SlotnbError(f'{url} has no dataset_info.json; give the folder of one version, here: {there}')
-    info = _read_json(fs, f'{url}/dataset_info.json'); field = 'name'
+    info = _read_json(fs, f'{url}/dataset_info.json')
+    field = 'name'
     try:
-        name, form = info['name'], info.get('fileFormat') or 'tfrecord'; field = 'splits'; splits = {}
+        name, form = info['name'], info.get('fileFormat') or 'tfrecord'
+        field = 'splits'
+        splits = {}
         for s in info['splits']:
-            counts = [int(n) for n in s.get('shardLengths', [])]; n = f'{len(counts):05}'; field = 'filepathTemplate'
+            counts = [int(n) for n in s.get('shardLengths', [])]
+            n = f'{len(counts):05}'
+            field = 'filepathTemplate'
             template = s.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
             fixed = dict(DATASET=name, SPLIT=s['name'], FILEFORMAT=form, NUM_SHARDS=n)
-            files = [template.format(**fixed, SHARD_INDEX=f'{k:05}', SHARD_X_OF_Y=f'{k:05}-of-{n}') for k in range(len(counts))]
+            files = [
+                template.format(**fixed, SHARD_INDEX=f'{k:05}', SHARD_X_OF_Y=f'{k:05}-of-{n}')
+                for k in range(len(counts))
+            ]
             splits[s['name']] = counts, [f'{url}/{f}' for f in files]
     except (KeyError, TypeError, ValueError, AttributeError, IndexError):
-        raise SlotnbError(f"{url}/dataset_info.json has no readable '{field}'; copy it again, it has to be that of TFDS 4") from None
-    if form != 'tfrecord': raise SlotnbError(f"{url} holds files of format '{form}'; only 'tfrecord' can be read, the format in which MOVi is published")
+        raise SlotnbError(
+            f"{url}/dataset_info.json has no readable '{field}'; copy it again, it has to be that of TFDS 4"
+        ) from None
+    if form != 'tfrecord':
+        raise SlotnbError(
+            f"{url} holds files of format '{form}'; only 'tfrecord' can be read, the format in which MOVi is published"
+        )
     return splits
+
 
 def _versions(fs, url, depth=3):
     "The folders inside `url` that hold a dataset_info.json."
     for i in sorted(fs.ls(fs._strip_protocol(url), detail=True), key=lambda i: i['name']):
-        if i['type'] != 'directory': continue
+        if i['type'] != 'directory':
+            continue
         inner = f"{url}/{i['name'].rstrip('/').rsplit('/', 1)[1]}"
-        if _exists(fs, f'{inner}/dataset_info.json'): yield inner
-        elif depth > 1: yield from _versions(fs, inner, depth - 1)
+        if _exists(fs, f'{inner}/dataset_info.json'):
+            yield inner
+        elif depth > 1:
+            yield from _versions(fs, inner, depth - 1)
 
 # %% ../nbs/13_movi.ipynb #cell-27
-_PER_FRAME = ('visibility', 'positions', 'quaternions', 'velocities', 'angular_velocities', 'image_positions', 'bboxes_3d')
+_PER_FRAME = (
+    'visibility',
+    'positions',
+    'quaternions',
+    'velocities',
+    'angular_velocities',
+    'image_positions',
+    'bboxes_3d',
+)
+
 
 def _instances(record, frame, num_frames, labels, where):
     "One dict an instance, keys as in Kubric's metadata.json; what changes over time is that of the frame."
     n = int(_field(record, 'metadata/num_instances', where)[0])
     out = [{} for _ in range(n)]
     for name, values in record.items():
-        if not name.startswith('instances/'): continue
-        key = name.removeprefix('instances/'); per = num_frames if key in _PER_FRAME else 1
-        if len(values) % (n*per or 1) or (n and not len(values)):
-            raise SlotnbError(f"{where}: {len(values)} values in '{name}' do not fit {n} instances and {num_frames} frames; "
-                              'copy features.json and the shards again, from one version')
+        if not name.startswith('instances/'):
+            continue
+        key = name.removeprefix('instances/')
+        per = num_frames if key in _PER_FRAME else 1
+        if len(values) % (n * per or 1) or (n and not len(values)):
+            raise SlotnbError(
+                f"{where}: {len(values)} values in '{name}' do not fit {n} instances and {num_frames} frames; "
+                'copy features.json and the shards again, from one version'
+            )
         for i, o in enumerate(out):
-            size = len(values)//n//per; at = (i*per + (frame if per > 1 else 0))*size; v = values[at:at + size]
-            v = [x.decode(errors='replace') for x in v] if isinstance(v, list) else (v.reshape(-1, 3) if key == 'bboxes_3d' else v).tolist()
+            size = len(values) // n // per
+            at = (i * per + (frame if per > 1 else 0)) * size
+            v = values[at : at + size]
+            v = (
+                [x.decode(errors='replace') for x in v]
+                if isinstance(v, list)
+                else (v.reshape(-1, 3) if key == 'bboxes_3d' else v).tolist()
+            )
             if key in labels:
                 if not -1 <= v[0] < len(labels[key]):
-                    raise SlotnbError(f"{where}: '{name}' is {v[0]}, instances-{key}.labels.txt has no such line; copy both again")
+                    raise SlotnbError(
+                        f"{where}: '{name}' is {v[0]}, instances-{key}.labels.txt has no such line; copy both again"
+                    )
                 v = ['' if v[0] < 0 else labels[key][v[0]]]
             o[{'material_label': 'material', 'shape_label': 'shape'}.get(key, key)] = v[0] if size == 1 else v
     return out
 
+
 def _field(record, name, where):
-    if name not in record or not len(record[name]): raise SlotnbError(f"{where} has no '{name}'; is it a MOVi dataset?")
+    if name not in record or not len(record[name]):
+        raise SlotnbError(f"{where} has no '{name}'; is it a MOVi dataset?")
     return record[name]
+
 
 def _picture(record, name, frame, num_frames, where):
     "Decode one PNG of many."
     pngs = _field(record, name, where)
     if len(pngs) != num_frames:
-        raise SlotnbError(f"{where} has {len(pngs)} frames in '{name}', features.json says {num_frames}; copy both again, from one version")
+        raise SlotnbError(
+            f"{where} has {len(pngs)} frames in '{name}', features.json says {num_frames}; copy both again, from one version"
+        )
     try:
-        im = Image.open(BytesIO(pngs[frame])); im.load(); return im
+        im = Image.open(BytesIO(pngs[frame]))
+        im.load()
+        return im
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise SlotnbError(f"{where}: frame {frame} of '{name}' cannot be decoded ({_line(e)}); copy the shard again or use skip_broken") from None
+        raise SlotnbError(
+            f"{where}: frame {frame} of '{name}' cannot be decoded ({_line(e)}); copy the shard again or use skip_broken"
+        ) from None
 
 # %% ../nbs/13_movi.ipynb #cell-28
 class MoviRecords(Dataset):
     "MOVi as published by TFDS, in the order of its shards, then by frame."
+
     kind = 'MOVi records'
-    def __init__(self,
-        data_dir:str|Path, # the folder of one version, e.g. `gs://kubric-public/tfds/movi_a/256x256/1.0.0`, or a copy of it
-        split:str='train', # as in its `dataset_info.json`: 'train', 'validation', 'test'
-        max_frames:int|None=1, # the first so many frames of each video; 0 or None: all
-        skip_broken:bool=False, # read everything once now and leave out what can't be read; `skipped` says what and why
-        progress:bool=True, # a bar while shards are indexed or checked
+
+    def __init__(
+        self,
+        data_dir: str
+        | Path,  # the folder of one version, e.g. `gs://kubric-public/tfds/movi_a/256x256/1.0.0`, or a copy of it
+        split: str = 'train',  # as in its `dataset_info.json`: 'train', 'validation', 'test'
+        max_frames: int | None = 1,  # the first so many frames of each video; 0 or None: all
+        skip_broken: bool = False,  # read everything once now and leave out what can't be read; `skipped` says what and why
+        progress: bool = True,  # a bar while shards are indexed or checked
     ):
-        if max_frames and max_frames < 0: raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
-        url = str(data_dir).rstrip('/'); fs = _filesystem(url)
+        if max_frames and max_frames < 0:
+            raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
+        url = str(data_dir).rstrip('/')
+        fs = _filesystem(url)
         splits = _splits(fs, url)
-        if split not in splits: raise SlotnbError(f"{url} has no split '{split}'; it has {', '.join(splits) or 'none at all'}")
+        if split not in splits:
+            raise SlotnbError(f"{url} has no split '{split}'; it has {', '.join(splits) or 'none at all'}")
         counts, self.shards = splits[split]
-        if not sum(counts): raise SlotnbError(f"split '{split}' of {url} is empty; choose another, it has {', '.join(splits)}")
+        if not sum(counts):
+            raise SlotnbError(f"split '{split}' of {url} is empty; choose another, it has {', '.join(splits)}")
         self.num_frames, self.labels = _schema(fs, url)
         self.index, self._shard_errors = _index(fs, self.shards, counts, progress)
         self._starts, self._last = np.cumsum([0] + counts), (None, None)
         errors = list(self._shard_errors.values())
-        if errors and not skip_broken: raise SlotnbError(errors[0] + (f' ({len(errors) - 1} more shards are broken too)' if errors[1:] else ''))
+        if errors and not skip_broken:
+            raise SlotnbError(errors[0] + (f' ({len(errors) - 1} more shards are broken too)' if errors[1:] else ''))
         frames = range(min(max_frames or self.num_frames, self.num_frames))
         super().__init__(url, [Entry(f'{split}_{n:05}', f, n) for n in range(sum(counts)) for f in frames])
-        self.root = url     # as it was given: a Path would turn gs:// into gs:/
-        if skip_broken: self._drop_broken(progress)
+        self.root = url  # as it was given: a Path would turn gs:// into gs:/
+        if skip_broken:
+            self._drop_broken(progress)
 
     def _where(self, n):
         "The shard of record `n`, and the record's number in it."
@@ -264,57 +416,85 @@ class MoviRecords(Dataset):
 
     def _record(self, n):
         "Record `n`, checked and parsed; the last one is kept."
-        if self._last[0] == n: return self._last[1]
+        if self._last[0] == n:
+            return self._last[1]
         (k, i), (at, length) = self._where(n), self.index[n].tolist()
-        if at < 0: raise SlotnbError(self._shard_errors[k])
-        raw = _read(_filesystem(self.shards[k]), self.shards[k], at, at + length + 16); where = f'{self.shards[k]}: record {i}'
+        if at < 0:
+            raise SlotnbError(self._shard_errors[k])
+        raw = _read(_filesystem(self.shards[k]), self.shards[k], at, at + length + 16)
+        where = f'{self.shards[k]}: record {i}'
         if len(raw) < length + 16 or struct.unpack_from('<Q', raw)[0] != length:
-            raise SlotnbError(f'{where} is not where it was; the file has changed since it was opened, open the dataset again')
+            raise SlotnbError(
+                f'{where} is not where it was; the file has changed since it was opened, open the dataset again'
+            )
         data = raw[12:-4]
         if struct.unpack_from('<I', raw, length + 12)[0] != _checksum(data):
             raise SlotnbError(f'{where} fails its checksum; the file is damaged, copy it again or use skip_broken')
-        try: record = _parse(data)
+        try:
+            record = _parse(data)
         except _need('google.protobuf.message').DecodeError:
             raise SlotnbError(f'{where} is not a tf.train.Example; is it a MOVi dataset?') from None
         self._last = n, record
         return record
 
-    def read(self, entry:Entry) -> Sample:
+    def read(self, entry: Entry) -> Sample:
         "Decode one frame; only the two PNGs that it needs."
         (k, i), frame, record = self._where(entry.where), entry.frame, self._record(entry.where)
         where = f'{self.shards[k]}: record {i}'
         image = np.asarray(_picture(record, 'video', frame, self.num_frames, where).convert('RGB'))
         seg = np.asarray(_picture(record, 'segmentations', frame, self.num_frames, where)).astype(np.int64)
         if seg.shape != image.shape[:2]:
-            raise SlotnbError(f"{where}: 'segmentations' of frame {frame} has shape {seg.shape}, its 'video' {image.shape}; is it a MOVi dataset?")
+            raise SlotnbError(
+                f"{where}: 'segmentations' of frame {frame} has shape {seg.shape}, its 'video' {image.shape}; is it a MOVi dataset?"
+            )
         insts = _instances(record, frame, self.num_frames, self.labels, where)
         pixels = np.bincount(seg.ravel(), minlength=len(insts) + 1)[1:]
         hidden = [j + 1 for j, p in enumerate(pixels) if p and (j >= len(insts) or not insts[j].get('visibility', 1))]
         if hidden:
-            raise SlotnbError(f'{where}: frame {frame} shows the id {hidden[0]}, but of its {len(insts)} instances no visible one has it; '
-                              'in MOVi the pixel value i + 1 is instance i, is this another dataset?')
+            raise SlotnbError(
+                f'{where}: frame {frame} shows the id {hidden[0]}, but of its {len(insts)} instances no visible one has it; '
+                'in MOVi the pixel value i + 1 is instance i, is this another dataset?'
+            )
         path = self.shards[k]
         return Sample(entry.name, frame, path if '://' in path else Path(path), image, seg, insts)
 
-    def metadata(self,
-        i:int, # of the entry
-    ) -> dict: # video_name (Kubric's), width, height, num_frames, num_instances, ..., and TFDS's name of the record, tfds_id
+    def metadata(
+        self,
+        i: int,  # of the entry
+    ) -> (
+        dict
+    ):  # video_name (Kubric's), width, height, num_frames, num_instances, ..., and TFDS's name of the record, tfds_id
         "What the record of an entry says of its video."
-        n = self.entries[i].where; k, j = self._where(n)
-        meta = {name.removeprefix('metadata/'): list(v) for name, v in self._record(n).items() if name.startswith('metadata/')}
-        meta = {m: [x.decode(errors='replace') if isinstance(x, bytes) else x.item() for x in v] for m, v in meta.items()}
-        return {m: v[0] if len(v) == 1 else v for m, v in meta.items()} | dict(tfds_id=f"{self.shards[k].rsplit('/', 1)[1]}__{j}")
+        n = self.entries[i].where
+        k, j = self._where(n)
+        meta = {
+            name.removeprefix('metadata/'): list(v)
+            for name, v in self._record(n).items()
+            if name.startswith('metadata/')
+        }
+        meta = {
+            m: [x.decode(errors='replace') if isinstance(x, bytes) else x.item() for x in v] for m, v in meta.items()
+        }
+        return {m: v[0] if len(v) == 1 else v for m, v in meta.items()} | dict(
+            tfds_id=f"{self.shards[k].rsplit('/', 1)[1]}__{j}"
+        )
 
-    def fingerprint(self,
-        progress:bool=True, # not needed: no picture is read
-    ) -> str: # 16 hexadecimal digits
+    def fingerprint(
+        self,
+        progress: bool = True,  # not needed: no picture is read
+    ) -> str:  # 16 hexadecimal digits
         "Names the images by the checksums that the shards keep of their records, four bytes a record."
-        records = list(dict.fromkeys(e.where for e in self.entries)); place = {n: i for i, n in enumerate(records)}
+        records = list(dict.fromkeys(e.where for e in self.entries))
+        place = {n: i for i, n in enumerate(records)}
+
         def stored(n):
-            at, length = self.index[n].tolist(); url = self.shards[self._where(n)[0]]
+            at, length = self.index[n].tolist()
+            url = self.shards[self._where(n)[0]]
             return _read(_filesystem(url), url, at + 12 + length, at + 16 + length)
-        with ThreadPoolExecutor(16) as pool: sums = b''.join(pool.map(stored, records))
+
+        with ThreadPoolExecutor(16) as pool:
+            sums = b''.join(pool.map(stored, records))
         return digest(sums, [[place[e.where], e.frame] for e in self.entries])
 
-    def __getstate__(self): # no record travels to a worker
+    def __getstate__(self):  # no record travels to a worker
         return self.__dict__ | dict(_last=(None, None))

@@ -14,94 +14,122 @@ from .core import SlotnbError, batches, check_shape
 # %% ../nbs/23_normalizer.ipynb #6b7ce915
 class Moments:
     "Mean and variance of tokens that come in batches, merged in float64 (Chan, Golub and LeVeque 1979)."
-    def __init__(self,
-        feat_dim:int, # channels
-        cross:bool=False, # also between channels: `scatter` is then (d d)
+
+    def __init__(
+        self,
+        feat_dim: int,  # channels
+        cross: bool = False,  # also between channels: `scatter` is then (d d)
     ):
         self.count, self.mean, self.cross = 0, torch.zeros(feat_dim, dtype=torch.float64), cross
-        self.scatter = torch.zeros(*[feat_dim]*(1 + cross), dtype=torch.float64) # sum of squared deviations from the mean
+        self.scatter = torch.zeros(
+            *[feat_dim] * (1 + cross), dtype=torch.float64
+        )  # sum of squared deviations from the mean
 
     @classmethod
-    def of(cls,
-        feats:Tensor, # (s n d), or anything that `batches` takes
+    def of(
+        cls,
+        feats: Tensor,  # (s n d), or anything that `batches` takes
     ) -> 'Moments':
         "Of all tokens."
         seen = cls(feats.shape[-1])
-        for x in batches(feats): seen.add(x)
+        for x in batches(feats):
+            seen.add(x)
         return seen
 
-    def add(self,
-        feats:Tensor, # (b n d)
+    def add(
+        self,
+        feats: Tensor,  # (b n d)
     ):
         "See one more batch."
         x = feats.reshape(-1, feats.shape[-1]).double().cpu()
-        mean = x.mean(0); x = x - mean; shift, total = mean - self.mean, self.count + len(x)
+        mean = x.mean(0)
+        x = x - mean
+        shift, total = mean - self.mean, self.count + len(x)
         inside, between = (x.T @ x, shift.outer(shift)) if self.cross else (x.square().sum(0), shift.square())
-        self.scatter += inside + between*(self.count*len(x)/total)
-        self.mean += shift*(len(x)/total)
+        self.scatter += inside + between * (self.count * len(x) / total)
+        self.mean += shift * (len(x) / total)
         self.count = total
 
     @property
-    def variance(self) -> Tensor: # (d), or the covariance (d d)
-        return self.scatter/(self.count - 1)
+    def variance(self) -> Tensor:  # (d), or the covariance (d d)
+        return self.scatter / (self.count - 1)
+
     @property
-    def std(self) -> Tensor: # (d) of each channel
+    def std(self) -> Tensor:  # (d) of each channel
         return (self.variance.diagonal() if self.cross else self.variance).sqrt()
+
     @property
     def total_std(self) -> float:
         "Of all numbers, whatever their channel."
-        inside, between = self.std.square().sum()*(self.count - 1), self.mean.var(correction=0)*len(self.mean)*self.count
-        return ((inside + between)/(self.count*len(self.mean) - 1)).sqrt().item()
+        inside, between = (
+            self.std.square().sum() * (self.count - 1),
+            self.mean.var(correction=0) * len(self.mean) * self.count,
+        )
+        return ((inside + between) / (self.count * len(self.mean) - 1)).sqrt().item()
 
 # %% ../nbs/23_normalizer.ipynb #2f6980fc
 class Stats(NamedTuple):
     "What was taken away, so that it can be given back."
-    mean:Tensor # broadcasts against (b n d)
-    std:Tensor # likewise
+
+    mean: Tensor  # broadcasts against (b n d)
+    std: Tensor  # likewise
+
 
 class Normalizer(nn.Module):
     "Feature normalization `(x - mean) / (std + 1e-6)`; the kinds differ in what mean and std are taken over."
-    axes = dict(instance=1, token=2) # of (b n d)
+
+    axes = dict(instance=1, token=2)  # of (b n d)
     kinds = ('none', 'instance', 'token', 'dataset')
 
-    def __init__(self,
-        kind:str='instance', # one of `Normalizer.kinds`
-        feat_dim:int=384, # channels, for `dataset`
+    def __init__(
+        self,
+        kind: str = 'instance',  # one of `Normalizer.kinds`
+        feat_dim: int = 384,  # channels, for `dataset`
     ):
         super().__init__()
-        if kind not in self.kinds: raise SlotnbError(f"normalizer '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
-        self.kind, self.fitted = kind, kind!='dataset'
-        self.register_buffer('mean', torch.zeros(feat_dim)); self.register_buffer('std', torch.ones(feat_dim))
+        if kind not in self.kinds:
+            raise SlotnbError(f"normalizer '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
+        self.kind, self.fitted = kind, kind != 'dataset'
+        self.register_buffer('mean', torch.zeros(feat_dim))
+        self.register_buffer('std', torch.ones(feat_dim))
 
-    def fit(self,
-        feats:Tensor, # (s n d) of the training scenes only; anything that `batches` takes
+    def fit(
+        self,
+        feats: Tensor,  # (s n d) of the training scenes only; anything that `batches` takes
     ) -> 'Normalizer':
         "Take the statistics of `dataset`; the other kinds need none."
-        if self.kind!='dataset': return self
+        if self.kind != 'dataset':
+            return self
         seen = Moments.of(feats)
         self.mean, self.std, self.fitted = seen.mean.float(), seen.std.float(), True
         return self
 
-    def stats(self,
-        feats:Tensor, # (b n d)
+    def stats(
+        self,
+        feats: Tensor,  # (b n d)
     ) -> Stats:
         "Mean and std that `forward` would use for these features."
         check_shape(feats, 'b n d', 'feats')
-        if not self.fitted: raise SlotnbError("normalizer 'dataset' has to see the training features first: call fit(feats)")
-        if self.kind in self.axes: return Stats(feats.mean(self.axes[self.kind], keepdim=True), feats.std(self.axes[self.kind], keepdim=True))
-        return Stats(self.mean, self.std) if self.kind=='dataset' else Stats(feats.new_zeros(()), feats.new_ones(()))
+        if not self.fitted:
+            raise SlotnbError("normalizer 'dataset' has to see the training features first: call fit(feats)")
+        if self.kind in self.axes:
+            return Stats(feats.mean(self.axes[self.kind], keepdim=True), feats.std(self.axes[self.kind], keepdim=True))
+        return Stats(self.mean, self.std) if self.kind == 'dataset' else Stats(feats.new_zeros(()), feats.new_ones(()))
 
-    def forward(self,
-        feats:Tensor, # (b n d)
-    ) -> Tensor: # (b n d)
+    def forward(
+        self,
+        feats: Tensor,  # (b n d)
+    ) -> Tensor:  # (b n d)
         "Normalised features; `none` returns them untouched."
-        if self.kind=='none': return feats
+        if self.kind == 'none':
+            return feats
         mean, std = self.stats(feats)
-        return (feats - mean)/(std + 1e-6)
+        return (feats - mean) / (std + 1e-6)
 
-    def inverse(self,
-        x:Tensor, # (b n d) normalised, e.g. a reconstruction
-        stats:Stats, # of the features that were normalised
-    ) -> Tensor: # (b n d) in the backbone's own units
+    def inverse(
+        self,
+        x: Tensor,  # (b n d) normalised, e.g. a reconstruction
+        stats: Stats,  # of the features that were normalised
+    ) -> Tensor:  # (b n d) in the backbone's own units
         "Undo `forward`. `none` and `dataset` need no stats of the sample; `instance` and `token` take those of the true features along."
-        return x if self.kind=='none' else x*(stats.std + 1e-6) + stats.mean
+        return x if self.kind == 'none' else x * (stats.std + 1e-6) + stats.mean

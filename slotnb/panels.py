@@ -242,75 +242,135 @@ extern "C" void blocks(const Work* w) {
 def _library():
     "The compiled blocks, or the reason why there are none."
     library = _for_registers('panels', _REGISTERS, _POINTS, _PRODUCTS, _BLOCK)
-    if not isinstance(library, str): library.memory_of.restype = ctypes.c_long
+    if not isinstance(library, str):
+        library.memory_of.restype = ctypes.c_long
     return library
 
+
 def panels_obstacle(
-    hidden_dim:int, # of the decoder's MLP
-    feat_dim:int, # of the features
-) -> str: # '' where `paneled_mse` can be had
+    hidden_dim: int,  # of the decoder's MLP
+    feat_dim: int,  # of the features
+) -> str:  # '' where `paneled_mse` can be had
     "Why the decoder can't go in panels on this machine."
-    if isinstance(why := _library(), str): return why
+    if isinstance(why := _library(), str):
+        return why
     wide = _library().panel()
-    return f'its widths {hidden_dim} and {feat_dim} are no multiples of {wide}' if hidden_dim%wide or feat_dim%wide else ''
+    return (
+        f'its widths {hidden_dim} and {feat_dim} are no multiples of {wide}'
+        if hidden_dim % wide or feat_dim % wide
+        else ''
+    )
+
 
 class _Layer(ctypes.Structure):
     _fields_ = [(n, ctypes.c_void_p) for n in ('weight', 'bias', 'd_weight', 'd_bias')]
 
+
 class _Work(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p) for n in ('slot', 'pos', 'alpha', 'target', 'd_slot', 'd_pos', 'd_alpha', 'memory', 'squares', 'layers')] \
-        + [(n, ctypes.c_int) for n in ('depth', 'b', 'k', 'n', 'h', 'd', 'images', 'size', 'threads')] + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')]
+    _fields_ = (
+        [
+            (n, ctypes.c_void_p)
+            for n in ('slot', 'pos', 'alpha', 'target', 'd_slot', 'd_pos', 'd_alpha', 'memory', 'squares', 'layers')
+        ]
+        + [(n, ctypes.c_int) for n in ('depth', 'b', 'k', 'n', 'h', 'd', 'images', 'size', 'threads')]
+        + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')]
+    )
 
 # %% ../nbs/39_panels.ipynb #pa-13
 def paneled_mse(
-    slot_part:Tensor, # (b k h) float32, the first layer's share of each slot, its bias included
-    pos_part:Tensor, # (n h) and of each position
-    alpha_weight:Tensor, # (h) of the logits of the masks
-    alpha_bias:Tensor, # scalar
-    target:Tensor, # (b n d) features
-    temperature:float, # of the masks
-    layers:list[Tensor], # weight (o i) and bias (o), alternately, of the hidden layers and of the one that makes features
-    block_rows:int|None=None, # pairs of slot and patch that go through at a time, about; None: as many as have a million activations in a layer, 4096 at most
-) -> tuple[Tensor, list[Tensor]]: # the MSE, and its gradient to all of the above in their order, `target` and `temperature` left out
+    slot_part: Tensor,  # (b k h) float32, the first layer's share of each slot, its bias included
+    pos_part: Tensor,  # (n h) and of each position
+    alpha_weight: Tensor,  # (h) of the logits of the masks
+    alpha_bias: Tensor,  # scalar
+    target: Tensor,  # (b n d) features
+    temperature: float,  # of the masks
+    layers: list[
+        Tensor
+    ],  # weight (o i) and bias (o), alternately, of the hidden layers and of the one that makes features
+    block_rows: int
+    | None = None,  # pairs of slot and patch that go through at a time, about; None: as many as have a million activations in a layer, 4096 at most
+) -> tuple[
+    Tensor, list[Tensor]
+]:  # the MSE, and its gradient to all of the above in their order, `target` and `temperature` left out
     "The MLP broadcast decoder forward and backward in single precision, in panels, where `panels_obstacle` has nothing against its widths; activations that are zero for neighbouring patches of a slot are left out, the threads share out each product."
-    (b, k, h), (n, d) = check_shape(slot_part, 'b k h', 'slot_part'), check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:]
-    if why := panels_obstacle(h, d): raise SlotnbError(f'the decoder does not go in panels: {why}')
+    (b, k, h), (n, d) = (
+        check_shape(slot_part, 'b k h', 'slot_part'),
+        check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:],
+    )
+    if why := panels_obstacle(h, d):
+        raise SlotnbError(f'the decoder does not go in panels: {why}')
     _check_single('what goes in panels', slot_part, pos_part, alpha_weight, target, *layers)
-    slot_part, pos_part, alpha_weight, target, *layers = (t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers))
-    block_rows = block_rows or min(4096, 2**20//h)
-    images = -(-b//-(-b//max(1, min(b, block_rows//(k*min(n, 64)))))) # few enough for 64 patches of a slot, which have zeros in common
-    size = -(-n//min(n, -(-images*k*n//block_rows))) # blocks of equal size
-    squares, d_slot, d_pos, d_alpha, *d_layers = map(torch.zeros_like, (alpha_weight.new_empty(1, dtype=torch.float64), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers))
-    c_layers = (_Layer*(len(layers)//2))(*(_Layer(*(t.data_ptr() for t in four)) for four in zip(layers[::2], layers[1::2], d_layers[::2], d_layers[1::2])))
+    slot_part, pos_part, alpha_weight, target, *layers = (
+        t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers)
+    )
+    block_rows = block_rows or min(4096, 2**20 // h)
+    images = -(
+        -b // -(-b // max(1, min(b, block_rows // (k * min(n, 64)))))
+    )  # few enough for 64 patches of a slot, which have zeros in common
+    size = -(-n // min(n, -(-images * k * n // block_rows)))  # blocks of equal size
+    squares, d_slot, d_pos, d_alpha, *d_layers = map(
+        torch.zeros_like,
+        (alpha_weight.new_empty(1, dtype=torch.float64), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers),
+    )
+    c_layers = (_Layer * (len(layers) // 2))(
+        *(
+            _Layer(*(t.data_ptr() for t in four))
+            for four in zip(layers[::2], layers[1::2], d_layers[::2], d_layers[1::2])
+        )
+    )
     places = (t.data_ptr() for t in (slot_part, pos_part, alpha_weight, target, d_slot, d_pos, d_alpha))
-    work = _Work(*places, None, squares.data_ptr(), ctypes.addressof(c_layers), len(c_layers) - 1, b, k, n, h, d, images, size, torch.get_num_threads(), alpha_bias.item(), temperature, 2/target.numel())
+    work = _Work(
+        *places,
+        None,
+        squares.data_ptr(),
+        ctypes.addressof(c_layers),
+        len(c_layers) - 1,
+        b,
+        k,
+        n,
+        h,
+        d,
+        images,
+        size,
+        torch.get_num_threads(),
+        alpha_bias.item(),
+        temperature,
+        2 / target.numel(),
+    )
     memory = torch.empty(_library().memory_of(ctypes.byref(work)), dtype=torch.float32)
     work.memory = memory.data_ptr()
     _library().blocks(ctypes.byref(work))
-    return (squares[0]/target.numel()).float(), [d_slot, d_pos, d_alpha[:h], d_alpha[h], *d_layers]
+    return (squares[0] / target.numel()).float(), [d_slot, d_pos, d_alpha[:h], d_alpha[h], *d_layers]
+
 
 def in_panels(
-    rows:Tensor, # (m i)
-) -> Tensor: # (i/p m p), p columns a panel
+    rows: Tensor,  # (m i)
+) -> Tensor:  # (i/p m p), p columns a panel
     "Rows as a block's products read them."
     m, i = check_shape(rows, 'm i', 'rows')
-    if why := panels_obstacle(i, i): raise SlotnbError(f'the rows do not go in panels: {why}')
+    if why := panels_obstacle(i, i):
+        raise SlotnbError(f'the rows do not go in panels: {why}')
     return rows.view(m, -1, _library().panel()).transpose(0, 1).contiguous()
 
+
 def panel_linear(
-    panels:Tensor, # (i/p m p) of `in_panels`
-    weight:Tensor, # (o i)
-    bias:Tensor, # (o)
-    skip:bool=True, # whether what is zero in all rows of a tile is left out; without it every product is made
-) -> Tensor: # (o/p m p) in panels
+    panels: Tensor,  # (i/p m p) of `in_panels`
+    weight: Tensor,  # (o i)
+    bias: Tensor,  # (o)
+    skip: bool = True,  # whether what is zero in all rows of a tile is left out; without it every product is made
+) -> Tensor:  # (o/p m p) in panels
     "A linear layer and a ReLU, as a block has them."
     i, m, p = check_shape(panels, 'i m p', 'panels')
-    if why := panels_obstacle(len(weight), i*p): raise SlotnbError(f'the layer does not go in panels: {why}')
-    check_shape(panels, f'i m {_library().panel()}', 'panels'); check_shape(weight, f'o {i*p}', 'weight'); check_shape(bias, f'{len(weight)}', 'bias'); _check_single('what goes in panels', panels, weight, bias)
+    if why := panels_obstacle(len(weight), i * p):
+        raise SlotnbError(f'the layer does not go in panels: {why}')
+    check_shape(panels, f'i m {_library().panel()}', 'panels')
+    check_shape(weight, f'o {i * p}', 'weight')
+    check_shape(bias, f'{len(weight)}', 'bias')
+    _check_single('what goes in panels', panels, weight, bias)
     panels, weight, bias = (t.detach().contiguous() for t in (panels, weight, bias))
     threads = torch.get_num_threads()
-    out, packed = panels.new_empty(len(weight)//p, m, p), panels.new_empty(threads*p*i*p)
-    some = torch.zeros(-(-i*p//64), m, dtype=torch.int64) if skip else None
+    out, packed = panels.new_empty(len(weight) // p, m, p), panels.new_empty(threads * p * i * p)
+    some = torch.zeros(-(-i * p // 64), m, dtype=torch.int64) if skip else None
     at = lambda t: None if t is None else ctypes.c_void_p(t.data_ptr())
-    _library().layer(*map(at, (panels, some, weight, bias, out)), m, len(weight), i*p, at(packed), threads)
+    _library().layer(*map(at, (panels, some, weight, bias, out)), m, len(weight), i * p, at(packed), threads)
     return out

@@ -18,91 +18,120 @@ import numpy as np
 from .core import SlotnbError, need_extra
 
 # %% ../nbs/10_physics.ipynb #cell-5
-need = partial(need_extra, extra='render', why='rendering needs') # a module's name in, the module out
+need = partial(need_extra, extra='render', why='rendering needs')  # a module's name in, the module out
 
 # %% ../nbs/10_physics.ipynb #cell-8
-SIZES = dict(small=0.7, large=1.4) # Kubric's `scale`: half the edge of a cube, radius of a sphere, radius and half height of a cylinder
+SIZES = dict(
+    small=0.7, large=1.4
+)  # Kubric's `scale`: half the edge of a cube, radius of a sphere, radius and half height of a cylinder
 SHAPES = ('cube', 'cylinder', 'sphere')
-COLORS = dict(blue='2a4bd7', brown='814a19', cyan='29d0d0', gray='575757', green='1d6914', purple='8126c0', red='ad2323',
-              yellow='ffee33')
-MATERIALS = dict(metal=dict(friction=0.4, restitution=0.3, density=2.7), rubber=dict(friction=0.8, restitution=0.7, density=1.1))
+COLORS = dict(
+    blue='2a4bd7',
+    brown='814a19',
+    cyan='29d0d0',
+    gray='575757',
+    green='1d6914',
+    purple='8126c0',
+    red='ad2323',
+    yellow='ffee33',
+)
+MATERIALS = dict(
+    metal=dict(friction=0.4, restitution=0.3, density=2.7), rubber=dict(friction=0.8, restitution=0.7, density=1.1)
+)
 FLOOR = dict(friction=0.3, restitution=0.5)
-SPAWN = ((-5, -5, 1), (5, 5, 5)) # where things start, as a box
-VELOCITY = ((-4, -4, 0), (4, 4, 0)) # before the position is taken off, so that things move towards the middle
+SPAWN = ((-5, -5, 1), (5, 5, 5))  # where things start, as a box
+VELOCITY = ((-4, -4, 0), (4, 4, 0))  # before the position is taken off, so that things move towards the middle
 NUM_THINGS = (3, 10)
-GRAVITY, FPS, CLIP = -10., 12, 24 # units a second squared, frames a second, frames that are simulated
-CAMERA = dict(position=(7.48113, -6.50764, 5.34367), jitter=1., focal_length=35., sensor_width=32.)
-STEPS = 64 # physics steps a frame
+GRAVITY, FPS, CLIP = -10.0, 12, 24  # units a second squared, frames a second, frames that are simulated
+CAMERA = dict(position=(7.48113, -6.50764, 5.34367), jitter=1.0, focal_length=35.0, sensor_width=32.0)
+STEPS = 64  # physics steps a frame
 
 # %% ../nbs/10_physics.ipynb #cell-10
 @dataclass
 class Thing:
     "One object as it is drawn, before anything moves."
-    shape:str # of `SHAPES`
-    size_label:str # of `SIZES`
-    material:str # of `MATERIALS`
-    color_label:str # of `COLORS`
-    position:list # x, y, z of its centre
-    quaternion:list # w, x, y, z
-    velocity:list # units a second
+
+    shape: str  # of `SHAPES`
+    size_label: str  # of `SIZES`
+    material: str  # of `MATERIALS`
+    color_label: str  # of `COLORS`
+    position: list  # x, y, z of its centre
+    quaternion: list  # w, x, y, z
+    velocity: list  # units a second
 
     @property
-    def half(self): return SIZES[self.size_label] # half the edge or the height, or the radius
+    def half(self):
+        return SIZES[self.size_label]  # half the edge or the height, or the radius
+
     @property
-    def color(self): return [int(COLORS[self.color_label][i:i+2], 16)/255 for i in (0, 2, 4)]
+    def color(self):
+        return [int(COLORS[self.color_label][i : i + 2], 16) / 255 for i in (0, 2, 4)]
 
 # %% ../nbs/10_physics.ipynb #cell-12
 def _damping(
-    restitution:float, # the fraction of the speed that comes back, 0.01 to 0.99
+    restitution: float,  # the fraction of the speed that comes back, 0.01 to 0.99
 ) -> float:
     "The damping ratio of a spring that gives back this much, by bisection."
+
     def back(z):
         angle = math.acos(z) if z < 1 else math.acosh(z)
-        return math.exp(-2*z*angle/math.sqrt(abs(1 - z*z)))
-    lo, hi = 0., 20.
+        return math.exp(-2 * z * angle / math.sqrt(abs(1 - z * z)))
+
+    lo, hi = 0.0, 20.0
     for _ in range(60):
-        z = (lo + hi)/2
+        z = (lo + hi) / 2
         lo, hi = (z, hi) if z == 1 or back(z) > restitution else (lo, z)
     return lo
 
+
 def _contact(
-    a:dict, # friction and restitution of one side
-    b:dict, # and of the other
-) -> dict: # for MuJoCo's `add_pair`
+    a: dict,  # friction and restitution of one side
+    b: dict,  # and of the other
+) -> dict:  # for MuJoCo's `add_pair`
     "The contact of two materials."
-    mu, damping = a['friction']*b['friction'], _damping(a['restitution']*b['restitution'])
+    mu, damping = a['friction'] * b['friction'], _damping(a['restitution'] * b['restitution'])
     return dict(condim=3, friction=[mu, mu, 0, 0, 0], solref=[0.008, damping], solimp=[0.98, 0.98, 0.001, 0.5, 2])
 
 # %% ../nbs/10_physics.ipynb #cell-13
 def physics_model(
-    things:list[Thing], # they become geoms 1, 2, ...; geom 0 is the floor
-): # a `mujoco.MjModel`
+    things: list[Thing],  # they become geoms 1, 2, ...; geom 0 is the floor
+):  # a `mujoco.MjModel`
     "The things above an endless floor."
     mj = need('mujoco')
     spec = mj.MjSpec()
-    spec.option.gravity, spec.option.timestep = [0, 0, GRAVITY], 1/(FPS*STEPS)
+    spec.option.gravity, spec.option.timestep = [0, 0, GRAVITY], 1 / (FPS * STEPS)
     spec.option.cone = mj.mjtCone.mjCONE_ELLIPTIC
     kinds = dict(cube=mj.mjtGeom.mjGEOM_BOX, cylinder=mj.mjtGeom.mjGEOM_CYLINDER, sphere=mj.mjtGeom.mjGEOM_SPHERE)
     spec.worldbody.add_geom(name='0', type=mj.mjtGeom.mjGEOM_PLANE, size=[0, 0, 1], contype=0, conaffinity=0)
     for i, t in enumerate(things):
         body = spec.worldbody.add_body(pos=t.position, quat=t.quaternion)
         body.add_freejoint()
-        body.add_geom(name=f'{i+1}', type=kinds[t.shape], size=[t.half]*3, density=MATERIALS[t.material]['density'],
-                      contype=0, conaffinity=0)
+        body.add_geom(
+            name=f'{i + 1}',
+            type=kinds[t.shape],
+            size=[t.half] * 3,
+            density=MATERIALS[t.material]['density'],
+            contype=0,
+            conaffinity=0,
+        )
     for (i, a), (j, b) in combinations(enumerate([FLOOR, *(MATERIALS[t.material] for t in things)]), 2):
         spec.add_pair(geomname1=f'{i}', geomname2=f'{j}', **_contact(a, b))
     return spec.compile()
 
 # %% ../nbs/10_physics.ipynb #cell-15
-def _unit(x): return x/np.sqrt((x*x).sum(-1, keepdims=True)) # along the last axis, without BLAS
+def _unit(x):
+    return x / np.sqrt((x * x).sum(-1, keepdims=True))  # along the last axis, without BLAS
+
 
 def _places(
-    rng:np.random.Generator, # drawn from
-    things:list[Thing], # what has to find room; their places are not read
-) -> list[tuple[np.ndarray, np.ndarray]]: # centre (3,) and quaternion (4,), one a thing
+    rng: np.random.Generator,  # drawn from
+    things: list[Thing],  # what has to find room; their places are not read
+) -> list[tuple[np.ndarray, np.ndarray]]:  # centre (3,) and quaternion (4,), one a thing
     "Places in `SPAWN` where nothing touches; all are drawn anew when one finds none."
     mj, n = need('mujoco'), len(things)
-    model = physics_model([replace(t, position=[0, 0, 99*(i + 1)], quaternion=[1, 0, 0, 0]) for i, t in enumerate(things)])
+    model = physics_model(
+        [replace(t, position=[0, 0, 99 * (i + 1)], quaternion=[1, 0, 0, 0]) for i, t in enumerate(things)]
+    )
     data = mj.MjData(model)
     for _ in range(100):
         mj.mj_resetData(model, data)
@@ -111,40 +140,47 @@ def _places(
                 turn = rng.normal(size=4)
                 pose[:3], pose[3:] = rng.uniform(*SPAWN), _unit(turn)
                 mj.mj_fwdPosition(model, data)
-                if not data.ncon: break
-            else: break
-        else: return [(pose[:3].copy(), pose[3:].copy()) for pose in data.qpos.reshape(n, 7)]
+                if not data.ncon:
+                    break
+            else:
+                break
+        else:
+            return [(pose[:3].copy(), pose[3:].copy()) for pose in data.qpos.reshape(n, 7)]
     raise SlotnbError(f'{n} things do not fit into {SPAWN}; ask for fewer')
 
 # %% ../nbs/10_physics.ipynb #cell-16
 def sample_things(
-    rng:np.random.Generator, # drawn from
-    n:int, # how many
-    materials:list[str]|None=None, # one a thing; None: both are equally likely, at least one of each
+    rng: np.random.Generator,  # drawn from
+    n: int,  # how many
+    materials: list[str] | None = None,  # one a thing; None: both are equally likely, at least one of each
 ) -> list[Thing]:
     "Draw `n` things as MOVi-A does: uniform shape, size, colour and material, no overlap, moving towards the middle."
     given, materials = materials, materials or []
-    while not given and len(set(materials)) < 2: materials = [str(m) for m in rng.choice(list(MATERIALS), n)]
+    while not given and len(set(materials)) < 2:
+        materials = [str(m) for m in rng.choice(list(MATERIALS), n)]
     names = [[str(rng.choice(list(options))) for options in (SHAPES, SIZES, COLORS)] for _ in range(n)]
     things = [Thing(shape, size, m, color, [], [], []) for (shape, size, color), m in zip(names, materials)]
     for t, (p, q) in zip(things, _places(rng, things)):
-        t.position, t.quaternion, t.velocity = p.tolist(), q.tolist(), (rng.uniform(*VELOCITY) - p*[1, 1, 0]).tolist()
+        t.position, t.quaternion, t.velocity = p.tolist(), q.tolist(), (rng.uniform(*VELOCITY) - p * [1, 1, 0]).tolist()
     return things
 
 # %% ../nbs/10_physics.ipynb #cell-19
 def _log_collisions(
-    data, # `mujoco.MjData` after a step
-    frame:float, # the time in frames
-    last:dict, # by pair of geoms: the latest collision and the time of its latest touch, changed in place
-    log:list[dict], # all collisions so far, added to in place
+    data,  # `mujoco.MjData` after a step
+    frame: float,  # the time in frames
+    last: dict,  # by pair of geoms: the latest collision and the time of its latest touch, changed in place
+    log: list[dict],  # all collisions so far, added to in place
 ):
     "Add this step's contacts to the log."
-    for pair, pos, axes, address in zip(data.contact.geom, data.contact.pos, data.contact.frame, data.contact.efc_address):
-        if address < 0: continue
+    for pair, pos, axes, address in zip(
+        data.contact.geom, data.contact.pos, data.contact.frame, data.contact.efc_address
+    ):
+        if address < 0:
+            continue
         pair, force = tuple(sorted(map(int, pair))), float(data.efc_force[address])
-        event, touched = last.get(pair, (None, -1.))
+        event, touched = last.get(pair, (None, -1.0))
         if event is None or frame - touched > 1:
-            event = dict(instances=[65535 if g == 0 else g-1 for g in pair[::-1]], force=-1.)
+            event = dict(instances=[65535 if g == 0 else g - 1 for g in pair[::-1]], force=-1.0)
             log.append(event)
         if force > event['force']:
             event.update(force=force, frame=int(frame), position=pos.tolist(), contact_normal=axes[:3].tolist())
@@ -154,15 +190,17 @@ def _log_collisions(
 @dataclass
 class Motion:
     "Where everything is at every frame, and what hit what."
-    positions:np.ndarray # (f n 3)
-    quaternions:np.ndarray # (f n 4), w x y z
-    velocities:np.ndarray # (f n 3), units a second
-    angular_velocities:np.ndarray # (f n 3), radians a second about the world's axes
-    collisions:list[dict] # as in Kubric's events.json; the floor is 65535
+
+    positions: np.ndarray  # (f n 3)
+    quaternions: np.ndarray  # (f n 4), w x y z
+    velocities: np.ndarray  # (f n 3), units a second
+    angular_velocities: np.ndarray  # (f n 3), radians a second about the world's axes
+    collisions: list[dict]  # as in Kubric's events.json; the floor is 65535
+
 
 def simulate(
-    things:list[Thing], # n of them
-    frames:int=CLIP, # how many; frame 0 is the start
+    things: list[Thing],  # n of them
+    frames: int = CLIP,  # how many; frame 0 is the start
 ) -> Motion:
     "Throw the things and watch."
     mj, model = need('mujoco'), physics_model(things)
@@ -172,145 +210,175 @@ def simulate(
     for f in range(frames):
         spin = np.einsum('nij,nj->ni', data.xmat[1:].reshape(n, 3, 3), data.qvel.reshape(n, 6)[:, 3:])
         states.append((data.qpos.reshape(n, 7).copy(), data.qvel.reshape(n, 6)[:, :3].copy(), spin))
-        for s in range(STEPS if f < frames-1 else 0):
+        for s in range(STEPS if f < frames - 1 else 0):
             mj.mj_step(model, data)
-            _log_collisions(data, f + (s+1)/STEPS, last, log)
+            _log_collisions(data, f + (s + 1) / STEPS, last, log)
     pose, velocity, spin = map(np.stack, zip(*states))
     return Motion(pose[..., :3], pose[..., 3:], velocity, spin, log)
 
 # %% ../nbs/10_physics.ipynb #cell-24
 def camera_axes(
-    eye:np.ndarray, # (3,) where the camera is
-) -> np.ndarray: # (3 3) rows: right, up, backward; the camera looks along minus the last
+    eye: np.ndarray,  # (3,) where the camera is
+) -> np.ndarray:  # (3 3) rows: right, up, backward; the camera looks along minus the last
     "The camera's axes in the world."
     back = _unit(np.asarray(eye, float))
     right = _unit(np.cross([0, 0, 1], back))
     return np.stack([right, np.cross(back, right), back])
 
-def pixel_rays(
-    eye:np.ndarray, # (3,) where the camera is
-    size:int, # pixels a side
-) -> np.ndarray: # (h w 3) unit vectors
-    "The directions through the pixels' centres, first row on top."
-    at = ((np.arange(size) + 0.5)/size - 0.5)*CAMERA['sensor_width']/CAMERA['focal_length']
-    right, up, back = camera_axes(eye)
-    return _unit(at[None, :, None]*right - at[:, None, None]*up - back)
 
-INTRINSICS = np.array([[CAMERA['focal_length']/CAMERA['sensor_width'], 0, -0.5],
-                       [0, -CAMERA['focal_length']/CAMERA['sensor_width'], -0.5], [0, 0, -1]]) # Kubric's, for a picture of 1 by 1
+def pixel_rays(
+    eye: np.ndarray,  # (3,) where the camera is
+    size: int,  # pixels a side
+) -> np.ndarray:  # (h w 3) unit vectors
+    "The directions through the pixels' centres, first row on top."
+    at = ((np.arange(size) + 0.5) / size - 0.5) * CAMERA['sensor_width'] / CAMERA['focal_length']
+    right, up, back = camera_axes(eye)
+    return _unit(at[None, :, None] * right - at[:, None, None] * up - back)
+
+
+INTRINSICS = np.array(
+    [
+        [CAMERA['focal_length'] / CAMERA['sensor_width'], 0, -0.5],
+        [0, -CAMERA['focal_length'] / CAMERA['sensor_width'], -0.5],
+        [0, 0, -1],
+    ]
+)  # Kubric's, for a picture of 1 by 1
+
 
 def project(
-    points:np.ndarray, # (... 3) in the world
-    eye:np.ndarray, # (3,) the camera
-) -> np.ndarray: # (... 2) x, y in the picture, from 0 to 1, y downward
+    points: np.ndarray,  # (... 3) in the world
+    eye: np.ndarray,  # (3,) the camera
+) -> np.ndarray:  # (... 2) x, y in the picture, from 0 to 1, y downward
     "Where points show in the picture."
     x = (np.asarray(points) - eye) @ camera_axes(eye).T @ INTRINSICS.T
-    return x[..., :2]/x[..., 2:]
+    return x[..., :2] / x[..., 2:]
 
 # %% ../nbs/10_physics.ipynb #cell-25
 class View(NamedTuple):
     "What each pixel of a frame shows."
-    segmentation:np.ndarray # (h w) uint8: 0 the background, i+1 thing i
-    depth:np.ndarray # (h w) float32: distance to the centre of the camera
-    normals:np.ndarray # (h w 3) float32: unit vectors in the world's axes, out of the surface
+
+    segmentation: np.ndarray  # (h w) uint8: 0 the background, i+1 thing i
+    depth: np.ndarray  # (h w) float32: distance to the centre of the camera
+    normals: np.ndarray  # (h w 3) float32: unit vectors in the world's axes, out of the surface
+
 
 def look(
-    model, # of `physics_model`
-    positions:np.ndarray, # (n 3)
-    quaternions:np.ndarray, # (n 4)
-    eye:np.ndarray, # (3,)
-    size:int=256, # pixels a side
+    model,  # of `physics_model`
+    positions: np.ndarray,  # (n 3)
+    quaternions: np.ndarray,  # (n 4)
+    eye: np.ndarray,  # (3,)
+    size: int = 256,  # pixels a side
 ) -> View:
     "What each pixel shows, by one ray through its centre."
     mj = need('mujoco')
-    data, n = mj.MjData(model), size*size
+    data, n = mj.MjData(model), size * size
     data.qpos[:] = np.concatenate([positions, quaternions], 1).ravel()
     mj.mj_kinematics(model, data)
-    geom, far, out, rays = np.full(n, -1, np.int32), np.zeros(n), np.zeros(3*n), pixel_rays(eye, size).ravel()
+    geom, far, out, rays = np.full(n, -1, np.int32), np.zeros(n), np.zeros(3 * n), pixel_rays(eye, size).ravel()
     mj.mj_multiRay(model, data, np.asarray(eye, float), rays, None, 1, -1, geom, far, out, n, mj.mjMAXVAL)
-    return View(np.maximum(geom, 0).astype(np.uint8).reshape(size, size), far.astype(np.float32).reshape(size, size),
-                out.astype(np.float32).reshape(size, size, 3))
+    return View(
+        np.maximum(geom, 0).astype(np.uint8).reshape(size, size),
+        far.astype(np.float32).reshape(size, size),
+        out.astype(np.float32).reshape(size, size, 3),
+    )
 
 # %% ../nbs/10_physics.ipynb #cell-29
 def scene_seed(
-    seed:int, # of the dataset
-    split:str, # e.g. 'train' or 'test'
-    index:int, # of the scene
-) -> int: # below 2**52, so that every JSON reader keeps it whole
+    seed: int,  # of the dataset
+    split: str,  # e.g. 'train' or 'test'
+    index: int,  # of the scene
+) -> int:  # below 2**52, so that every JSON reader keeps it whole
     "A seed that depends on nothing but these three; the order of rendering does not matter."
     return int.from_bytes(hashlib.sha256(repr((seed, split, index)).encode()).digest()[:8], 'little') >> 12
+
 
 @dataclass
 class ScenePlan:
     "Everything about a scene but its light."
-    flags:dict # what it was made from: the arguments of `plan_scene`
-    things:list[Thing] # n of them
-    motion:Motion # at the `CLIP` frames of the clip
-    eye:np.ndarray # (3,) the camera
-    light_jitter:np.ndarray # (4 3) added to the lights
-    frames:list[int] # which of the clip are shown
-    views:list[View] # one a shown frame
-    tries:int # how many scenes were drawn until one was good
-    metal_share:float|None # p, when `kind` is 'share'
+
+    flags: dict  # what it was made from: the arguments of `plan_scene`
+    things: list[Thing]  # n of them
+    motion: Motion  # at the `CLIP` frames of the clip
+    eye: np.ndarray  # (3,) the camera
+    light_jitter: np.ndarray  # (4 3) added to the lights
+    frames: list[int]  # which of the clip are shown
+    views: list[View]  # one a shown frame
+    tries: int  # how many scenes were drawn until one was good
+    metal_share: float | None  # p, when `kind` is 'share'
 
     @property
-    def segmentation(self): return np.stack([v.segmentation for v in self.views]) # (f h w)
+    def segmentation(self):
+        return np.stack([v.segmentation for v in self.views])  # (f h w)
 
 # %% ../nbs/10_physics.ipynb #cell-30
 def parse_metal(
-    metal:str|float, # '0.3', or a range: '0..1'
+    metal: str | float,  # '0.3', or a range: '0..1'
 ) -> tuple[float, float]:
     "The two ends of a range of shares."
-    try: lo, hi = (float(x) for x in (str(metal).split('..') if '..' in str(metal) else [metal]*2))
-    except ValueError: lo = hi = math.nan
-    if not 0 <= lo <= hi <= 1: raise SlotnbError(f"metal is '{metal}'; give a share from 0 to 1, or a range of shares like 0..1")
+    try:
+        lo, hi = (float(x) for x in (str(metal).split('..') if '..' in str(metal) else [metal] * 2))
+    except ValueError:
+        lo = hi = math.nan
+    if not 0 <= lo <= hi <= 1:
+        raise SlotnbError(f"metal is '{metal}'; give a share from 0 to 1, or a range of shares like 0..1")
     return lo, hi
 
 # %% ../nbs/10_physics.ipynb #cell-32
 def pixels_needed(
-    size:int, # pixels a side
+    size: int,  # pixels a side
 ) -> int:
     "How much every thing has to show: 25 pixels of 256 x 256, the same part of the picture at other sizes."
-    return math.ceil(25*(size/256)**2)
+    return math.ceil(25 * (size / 256) ** 2)
+
 
 def draw_materials(
-    seed:int, # of `scene_seed`
-    n:int, # things
-    metal:str|float, # as in `parse_metal`
-) -> tuple[float, list[str]]: # the share p, and the n materials
+    seed: int,  # of `scene_seed`
+    n: int,  # things
+    metal: str | float,  # as in `parse_metal`
+) -> tuple[float, list[str]]:  # the share p, and the n materials
     "Draw a share, then make each thing of metal with this probability."
     share, *u = np.random.default_rng([seed, 1]).random(n + 1)
     lo, hi = parse_metal(metal)
-    share = lo + (hi - lo)*float(share)
+    share = lo + (hi - lo) * float(share)
     return share, ['metal' if x < share else 'rubber' for x in u]
 
+
 def plan_scene(
-    seed:int=0, # of the dataset
-    split:str='train', # e.g. 'train' or 'test'
-    index:int=0, # of the scene
-    kind:str='mixed', # 'metal': all of metal; 'mixed': at least one of each; 'share': as `metal` says
-    size:int=256, # pixels a side
-    num_frames:int=1, # the last ones of the clip
-    min_pixels:int|None=None, # that every thing shows in its best frame; None: `pixels_needed(size)`
-    metal:str|float=0.5, # the share of metal, or the range '0..1' that it is drawn from
-    max_tries:int=1000, # before giving up
+    seed: int = 0,  # of the dataset
+    split: str = 'train',  # e.g. 'train' or 'test'
+    index: int = 0,  # of the scene
+    kind: str = 'mixed',  # 'metal': all of metal; 'mixed': at least one of each; 'share': as `metal` says
+    size: int = 256,  # pixels a side
+    num_frames: int = 1,  # the last ones of the clip
+    min_pixels: int | None = None,  # that every thing shows in its best frame; None: `pixels_needed(size)`
+    metal: str | float = 0.5,  # the share of metal, or the range '0..1' that it is drawn from
+    max_tries: int = 1000,  # before giving up
 ) -> ScenePlan:
     "Draw, simulate and look, until every thing is seen."
     number = scene_seed(seed, split, index)
     rng, share, materials = np.random.default_rng(number), None, None
     n, frames = int(rng.integers(NUM_THINGS[0], NUM_THINGS[1] + 1)), list(range(CLIP - num_frames, CLIP))
-    if kind == 'metal': materials = ['metal']*n
-    if kind == 'share': share, materials = draw_materials(number, n, metal)
-    if min_pixels is None: min_pixels = pixels_needed(size)
-    flags = dict(seed=seed, split=split, index=index, kind=kind, size=size, num_frames=num_frames, min_pixels=min_pixels)
-    if kind == 'share': flags['metal'] = metal
+    if kind == 'metal':
+        materials = ['metal'] * n
+    if kind == 'share':
+        share, materials = draw_materials(number, n, metal)
+    if min_pixels is None:
+        min_pixels = pixels_needed(size)
+    flags = dict(
+        seed=seed, split=split, index=index, kind=kind, size=size, num_frames=num_frames, min_pixels=min_pixels
+    )
+    if kind == 'share':
+        flags['metal'] = metal
     for tries in range(1, max_tries + 1):
         things = sample_things(rng, n, materials)
-        eye = np.array(CAMERA['position']) + CAMERA['jitter']*rng.uniform(size=3)
+        eye = np.array(CAMERA['position']) + CAMERA['jitter'] * rng.uniform(size=3)
         jitter, motion, model = rng.uniform(size=(4, 3)), simulate(things), physics_model(things)
         views = [look(model, motion.positions[f], motion.quaternions[f], eye, size) for f in frames]
-        pixels = [np.bincount(v.segmentation.ravel(), minlength=n+1) for v in views]
-        if np.max(pixels, 0).min() < min_pixels: continue
+        pixels = [np.bincount(v.segmentation.ravel(), minlength=n + 1) for v in views]
+        if np.max(pixels, 0).min() < min_pixels:
+            continue
         return ScenePlan(flags, things, motion, eye, jitter, frames, views, tries, share)
-    raise SlotnbError(f'{split} scene {index}: no arrangement of {n} things shows {min_pixels} pixels of each in {max_tries} '
-                      'tries; lower min_pixels or choose another seed')
+    raise SlotnbError(
+        f'{split} scene {index}: no arrangement of {n} things shows {min_pixels} pixels of each in {max_tries} '
+        'tries; lower min_pixels or choose another seed'
+    )

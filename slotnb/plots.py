@@ -16,37 +16,41 @@ from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
 
 # %% ../nbs/40_plots.ipynb #cell-10
-PALETTE = ('#b8b8b8 #0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #f0e442 #78003c #8700ff #0000c3 #00ffe1 #5a5a1e #c30087 '
-           '#9678ff #5a0f96 #5ad278 #f000d2 #ff2d69 #2d3c69 #874b5a #c3002d #ffd2a5 #96e1ff #5a4bb4').split()
+PALETTE = (
+    '#b8b8b8 #0072b2 #e69f00 #009e73 #cc79a7 #56b4e9 #d55e00 #f0e442 #78003c #8700ff #0000c3 #00ffe1 #5a5a1e #c30087 '
+    '#9678ff #5a0f96 #5ad278 #f000d2 #ff2d69 #2d3c69 #874b5a #c3002d #ffd2a5 #96e1ff #5a4bb4'
+).split()
 
 # %% ../nbs/40_plots.ipynb #cell-11
 def palette(
-    k:int, # colours wanted
-    background:bool=True, # start with the grey of the background
-) -> np.ndarray: # (k 3) RGB from 0 to 1
+    k: int,  # colours wanted
+    background: bool = True,  # start with the grey of the background
+) -> np.ndarray:  # (k 3) RGB from 0 to 1
     "The first `k` colours, for eyes of all kinds; beyond the 24th they start again."
     colors = np.array([to_rgb(c) for c in PALETTE[1:]])
-    cycled = colors[np.arange(k - background)%len(colors)]
+    cycled = colors[np.arange(k - background) % len(colors)]
     return np.vstack([to_rgb(PALETTE[0]), cycled]) if background else cycled
 
 # %% ../nbs/40_plots.ipynb #cell-15
 def colorize(
-    labels:np.ndarray, # (h w) ints
-    colors:np.ndarray|None=None, # (k) the number in the palette of each label, from `match_colors`; None: label i has colour i
-) -> np.ndarray: # (h w 3) RGB from 0 to 1
+    labels: np.ndarray,  # (h w) ints
+    colors: np.ndarray
+    | None = None,  # (k) the number in the palette of each label, from `match_colors`; None: label i has colour i
+) -> np.ndarray:  # (h w 3) RGB from 0 to 1
     "Paint labels with the palette; 0 is the grey of the background."
     index = labels if colors is None else np.asarray(colors)[labels]
     return palette(int(index.max()) + 1)[index]
 
+
 def overlay(
-    image:np.ndarray, # (h w 3) uint8
-    labels:np.ndarray, # (h w) ints
-    colors:np.ndarray|None=None, # (k) as in `colorize`
-    alpha:float=.6, # 0 shows the image alone, 1 the labels alone
-) -> np.ndarray: # (h w 3) RGB from 0 to 1
+    image: np.ndarray,  # (h w 3) uint8
+    labels: np.ndarray,  # (h w) ints
+    colors: np.ndarray | None = None,  # (k) as in `colorize`
+    alpha: float = 0.6,  # 0 shows the image alone, 1 the labels alone
+) -> np.ndarray:  # (h w 3) RGB from 0 to 1
     "Labels over the image in grey, with white borders between segments."
-    grey = np.repeat(image.mean(-1, keepdims=True)/255, 3, -1)
-    out = (1 - alpha)*grey + alpha*colorize(labels, colors)
+    grey = np.repeat(image.mean(-1, keepdims=True) / 255, 3, -1)
+    out = (1 - alpha) * grey + alpha * colorize(labels, colors)
     out[_border(labels)] = 1
     return out
 
@@ -60,109 +64,145 @@ def _border(labels):
 
 # %% ../nbs/40_plots.ipynb #cell-18
 def match_colors(
-    true:np.ndarray, # (h w) ints, 0 = background
-    pred:np.ndarray, # (h w) ints
-    k:int|None=None, # slots; None: the largest in `pred` + 1
-) -> np.ndarray: # (k) the number in the palette of each predicted segment
+    true: np.ndarray,  # (h w) ints, 0 = background
+    pred: np.ndarray,  # (h w) ints
+    k: int | None = None,  # slots; None: the largest in `pred` + 1
+) -> np.ndarray:  # (k) the number in the palette of each predicted segment
     "Colours for predicted segments: that of the true segment matched to each (by IoU), else one that is not in use."
     true, pred = np.asarray(true, np.int64), np.asarray(pred, np.int64)
     n, k = int(true.max()) + 1, k or int(pred.max()) + 1
-    both = np.bincount(true.ravel()*k + pred.ravel(), minlength=n*k).reshape(n, k)
-    iou = both/np.maximum(both.sum(1, keepdims=True) + both.sum(0) - both, 1)
+    both = np.bincount(true.ravel() * k + pred.ravel(), minlength=n * k).reshape(n, k)
+    iou = both / np.maximum(both.sum(1, keepdims=True) + both.sum(0) - both, 1)
     colors = np.full(k, -1)
     for i, j in zip(*linear_sum_assignment(iou, maximize=True)):
-        if both[i, j]: colors[j] = i
+        if both[i, j]:
+            colors[j] = i
     colors[colors < 0] = n + np.arange((colors < 0).sum())
     return colors
 
 # %% ../nbs/40_plots.ipynb #cell-21
 def panels(
-    images:Sequence[np.ndarray], # (h w 3) RGB, or (h w) from 0 to 1, shown in grey
-    titles:Sequence[str]=(), # one an image, or fewer
-    cols:int|None=None, # panels a row; None: all in one
-    size:float=1.6, # inches a panel
+    images: Sequence[np.ndarray],  # (h w 3) RGB, or (h w) from 0 to 1, shown in grey
+    titles: Sequence[str] = (),  # one an image, or fewer
+    cols: int | None = None,  # panels a row; None: all in one
+    size: float = 1.6,  # inches a panel
 ) -> Figure:
     "Pictures side by side, pixels left as they are."
-    cols = cols or len(images); rows = math.ceil(len(images)/cols)
-    height = rows*(size + (.25 if titles else 0))
-    fig, axs = plt.subplots(rows, cols, figsize=(cols*size, height), squeeze=False, layout='constrained')
+    cols = cols or len(images)
+    rows = math.ceil(len(images) / cols)
+    height = rows * (size + (0.25 if titles else 0))
+    fig, axs = plt.subplots(rows, cols, figsize=(cols * size, height), squeeze=False, layout='constrained')
     plt.close(fig)
-    for ax in axs.flat: ax.set(xticks=[], yticks=[]); ax.spines[:].set_visible(False)
+    for ax in axs.flat:
+        ax.set(xticks=[], yticks=[])
+        ax.spines[:].set_visible(False)
     for i, (ax, im) in enumerate(zip(axs.flat, images)):
         ax.imshow(im, interpolation='nearest', **({} if im.ndim == 3 else dict(cmap='gray', vmin=0, vmax=1)))
-        if i < len(titles): ax.set_title(titles[i], fontsize=8)
+        if i < len(titles):
+            ax.set_title(titles[i], fontsize=8)
     return fig
 
 # %% ../nbs/40_plots.ipynb #cell-24
 def contact_sheet(
-    scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, image, segmentation
-    cols:int=6, # scenes a row
-    size:float=1.6, # inches a scene
+    scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
+    cols: int = 6,  # scenes a row
+    size: float = 1.6,  # inches a scene
 ) -> Figure:
     "Each scene as an image beside its segmentation, where it has one."
     scenes = list(scenes)
     cols = min(cols, len(scenes))
-    pairs = [s.image/255 if s.segmentation is None else np.hstack([s.image/255, overlay(s.image, s.segmentation)]) for s in scenes]
+    pairs = [
+        s.image / 255 if s.segmentation is None else np.hstack([s.image / 255, overlay(s.image, s.segmentation)])
+        for s in scenes
+    ]
     fig = panels(pairs, [s.name for s in scenes], cols, size)
-    fig.set_size_inches(cols*size*(1 if all(s.segmentation is None for s in scenes) else 2), math.ceil(len(scenes)/cols)*(size + .25))
+    fig.set_size_inches(
+        cols * size * (1 if all(s.segmentation is None for s in scenes) else 2),
+        math.ceil(len(scenes) / cols) * (size + 0.25),
+    )
     return fig
 
 # %% ../nbs/40_plots.ipynb #cell-27
 def mask_grid(
-    scenes:Iterable, # of `slotnb.data.Sample`, or anything with name, image, segmentation
-    masks:Sequence[torch.Tensor|np.ndarray], # (b k n) soft masks, shown on their own grid
-    hard:Sequence[np.ndarray], # one (H W) of ints a scene, from `slotnb.metrics.hard_masks`: what is scored
-    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
-    size:float=1.1, # inches a panel
+    scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
+    masks: Sequence[torch.Tensor | np.ndarray],  # (b k n) soft masks, shown on their own grid
+    hard: Sequence[np.ndarray],  # one (H W) of ints a scene, from `slotnb.metrics.hard_masks`: what is scored
+    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+    size: float = 1.1,  # inches a panel
 ) -> Figure:
     "A row a scene: image, truth (where all have one), segments, then the soft mask of each slot, framed in the colour of its segment."
     rows, frames, scenes = [], [], list(scenes)
     truth = all(s.segmentation is not None for s in scenes)
     for s, m, h in zip(scenes, masks, hard, strict=True):
-        m = _on_grid(m, grid); colors = match_colors(s.segmentation, h, len(m)) if truth else np.arange(len(m)) + 1
-        rows.append([s.image/255, *([colorize(s.segmentation)] if truth else []), overlay(s.image, h, colors), *m])
-        frames.append([None]*(2 + truth) + list(palette(int(colors.max()) + 1)[colors]))
-    titles = ['image', *(['truth'] if truth else []), 'segments', *(f'slot {i}' for i in range(len(rows[0]) - 2 - truth))]
+        m = _on_grid(m, grid)
+        colors = match_colors(s.segmentation, h, len(m)) if truth else np.arange(len(m)) + 1
+        rows.append([s.image / 255, *([colorize(s.segmentation)] if truth else []), overlay(s.image, h, colors), *m])
+        frames.append([None] * (2 + truth) + list(palette(int(colors.max()) + 1)[colors]))
+    titles = [
+        'image',
+        *(['truth'] if truth else []),
+        'segments',
+        *(f'slot {i}' for i in range(len(rows[0]) - 2 - truth)),
+    ]
     fig = panels([p for r in rows for p in r], titles, len(titles), size)
     for ax, c in zip(fig.axes, [c for f in frames for c in f]):
-        if c is not None: ax.spines[:].set(color=c, linewidth=2.5, visible=True)
+        if c is not None:
+            ax.spines[:].set(color=c, linewidth=2.5, visible=True)
     return fig
 
 # %% ../nbs/40_plots.ipynb #cell-28
 def _on_grid(x, grid):
     "(k n) to (k h w) on the CPU."
-    x = torch.as_tensor(x).detach().float().cpu().numpy(); h, w = grid or (math.isqrt(x.shape[-1]),)*2
-    if h*w != x.shape[-1]: raise SlotnbError(f'{x.shape[-1]} patches do not fill a {h}x{w} grid; give grid=(h, w)')
+    x = torch.as_tensor(x).detach().float().cpu().numpy()
+    h, w = grid or (math.isqrt(x.shape[-1]),) * 2
+    if h * w != x.shape[-1]:
+        raise SlotnbError(f'{x.shape[-1]} patches do not fill a {h}x{w} grid; give grid=(h, w)')
     return x.reshape(-1, h, w)
 
 # %% ../nbs/40_plots.ipynb #cell-33
 def pca_rgb(
-    feats:torch.Tensor|np.ndarray, # (n d) features of one image
-    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
-) -> np.ndarray: # (h w 3) RGB from 0 to 1
+    feats: torch.Tensor | np.ndarray,  # (n d) features of one image
+    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+) -> np.ndarray:  # (h w 3) RGB from 0 to 1
     "The first three principal components, each stretched from its 2nd to its 98th percentile."
-    x = torch.as_tensor(feats).detach().double().cpu().numpy(); x = x - x.mean(0)
+    x = torch.as_tensor(feats).detach().double().cpu().numpy()
+    x = x - x.mean(0)
     axes = np.linalg.svd(x, full_matrices=False)[2][:3]
-    axes *= np.sign(axes[np.arange(3), np.abs(axes).argmax(1)])[:, None] # the largest loading is positive: an SVD leaves it open
-    pc = x@axes.T; low, high = np.percentile(pc, [2, 98], axis=0)
-    return np.moveaxis(_on_grid(np.clip((pc - low)/np.maximum(high - low, 1e-9), 0, 1).T, grid), 0, -1)
+    axes *= np.sign(axes[np.arange(3), np.abs(axes).argmax(1)])[
+        :, None
+    ]  # the largest loading is positive: an SVD leaves it open
+    pc = x @ axes.T
+    low, high = np.percentile(pc, [2, 98], axis=0)
+    return np.moveaxis(_on_grid(np.clip((pc - low) / np.maximum(high - low, 1e-9), 0, 1).T, grid), 0, -1)
+
 
 def pca_image(
-    images:Sequence[np.ndarray], # (h w 3) uint8, one a row of `feats`
-    feats:Sequence[torch.Tensor|np.ndarray], # (b n d)
-    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
+    images: Sequence[np.ndarray],  # (h w 3) uint8, one a row of `feats`
+    feats: Sequence[torch.Tensor | np.ndarray],  # (b n d)
+    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
 ) -> Figure:
     "Images above, their features as colours below."
-    return panels([i/255 for i in images] + [pca_rgb(f, grid) for f in feats], cols=len(images))
+    return panels([i / 255 for i in images] + [pca_rgb(f, grid) for f in feats], cols=len(images))
 
 # %% ../nbs/40_plots.ipynb #cell-38
 def stamp(
-    fig:Figure, # any figure
-    text:str='RANDOM WEIGHTS', # what to write across
-) -> Figure: # the same figure
+    fig: Figure,  # any figure
+    text: str = 'RANDOM WEIGHTS',  # what to write across
+) -> Figure:  # the same figure
     "Write `text` across a figure."
     w, h = fig.get_size_inches()
-    size, angle = min(72*h*.6, 72*w*1.2/max(len(text), 1)), math.degrees(math.atan2(h, w))/2
-    fig.text(.5, .5, text, ha='center', va='center', rotation=angle, fontsize=size, color='#d00000', alpha=.45,
-             weight='bold', zorder=100)
+    size, angle = min(72 * h * 0.6, 72 * w * 1.2 / max(len(text), 1)), math.degrees(math.atan2(h, w)) / 2
+    fig.text(
+        0.5,
+        0.5,
+        text,
+        ha='center',
+        va='center',
+        rotation=angle,
+        fontsize=size,
+        color='#d00000',
+        alpha=0.45,
+        weight='bold',
+        zorder=100,
+    )
     return fig

@@ -13,29 +13,47 @@ import torch
 from .core import VECTORS, check_shape, compiled
 
 # %% ../nbs/01_products.ipynb #pr-7
-_LARGE = 2**26 # multiplications of one layer
+_LARGE = 2**26  # multiplications of one layer
+
 
 @functools.lru_cache
 def _intel():
     "Whether this is a processor for which MKL was made."
-    return 'GenuineIntel' in (Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else platform.processor())
+    return 'GenuineIntel' in (
+        Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else platform.processor()
+    )
+
 
 def _large(multiplications, *matrices):
     "Whether there may be something faster than MKL for a product of these, and they lie as it needs them."
-    return multiplications >= _LARGE and not _intel() and all(t.dtype==torch.float32 and t.device.type=='cpu' and t.is_contiguous() for t in matrices)
+    return (
+        multiplications >= _LARGE
+        and not _intel()
+        and all(t.dtype == torch.float32 and t.device.type == 'cpu' and t.is_contiguous() for t in matrices)
+    )
+
 
 def linear(
-    rows:torch.Tensor, # (m i), or (r m i) of r layers
-    weight:torch.Tensor, # (o i), or (r o i)
-    bias:torch.Tensor|None=None, # (o), or (r o)
-    relu:bool=False, # whether a ReLU follows
-) -> torch.Tensor: # (m o), or (r m o); has no gradient of its own
+    rows: torch.Tensor,  # (m i), or (r m i) of r layers
+    weight: torch.Tensor,  # (o i), or (r o i)
+    bias: torch.Tensor | None = None,  # (o), or (r o)
+    relu: bool = False,  # whether a ReLU follows
+) -> torch.Tensor:  # (m o), or (r m o); has no gradient of its own
     "A linear layer. On processors that are not Intel's, a large one in single precision goes through oneDNN."
-    if torch.backends.mkldnn.is_available() and weight.dtype==torch.float32 and _large(rows.shape[-2]*rows.shape[-1]*weight.shape[-2], rows):
-        if rows.ndim==2: return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'relu' if relu else 'none', [], '')
-        return torch.stack([linear(*layer, relu) for layer in zip(rows, weight, repeat(None) if bias is None else bias)])
-    if bias is None: out = rows @ weight.mT
-    else: out = (torch.addmm if weight.ndim==2 else torch.baddbmm)(bias.unsqueeze(-2), rows, weight.mT)
+    if (
+        torch.backends.mkldnn.is_available()
+        and weight.dtype == torch.float32
+        and _large(rows.shape[-2] * rows.shape[-1] * weight.shape[-2], rows)
+    ):
+        if rows.ndim == 2:
+            return torch.ops.mkldnn._linear_pointwise(rows, weight, bias, 'relu' if relu else 'none', [], '')
+        return torch.stack(
+            [linear(*layer, relu) for layer in zip(rows, weight, repeat(None) if bias is None else bias)]
+        )
+    if bias is None:
+        out = rows @ weight.mT
+    else:
+        out = (torch.addmm if weight.ndim == 2 else torch.baddbmm)(bias.unsqueeze(-2), rows, weight.mT)
     return out.relu_() if relu else out
 
 # %% ../nbs/01_products.ipynb #pr-10
@@ -76,20 +94,26 @@ extern "C" void add_outer(const float* grad, const float* rows, int n, int out, 
 '''
 
 # %% ../nbs/01_products.ipynb #pr-11
-_TALL, _WIDE = 8, 16 # of a tile
+_TALL, _WIDE = 8, 16  # of a tile
+
 
 @functools.lru_cache
-def outer_obstacle() -> str: # '' where it can be had
+def outer_obstacle() -> str:  # '' where it can be had
     "Why the gradients of weights are left to torch on this machine."
-    if _intel(): return 'for this processor MKL was made'
-    if torch.backends.cpu.get_cpu_capability()!='AVX512': return 'this processor has no AVX-512'
+    if _intel():
+        return 'for this processor MKL was made'
+    if torch.backends.cpu.get_cpu_capability() != 'AVX512':
+        return 'this processor has no AVX-512'
     return why if isinstance(why := _library(), str) else ''
+
 
 @functools.lru_cache
 def _library():
     library = compiled('outer', _SOURCE, [*VECTORS['AVX512'], '-ffp-contract=fast', '-fopenmp'])
-    if not isinstance(library, str): library.memory_of.restype = ctypes.c_long
+    if not isinstance(library, str):
+        library.memory_of.restype = ctypes.c_long
     return library
+
 
 def _add_outer(total, grad, rows):
     "Add `grad.T @ rows`."
@@ -98,17 +122,25 @@ def _add_outer(total, grad, rows):
     g, x, to, own = (ctypes.c_void_p(t.data_ptr()) for t in (grad, rows, total, memory))
     library.add_outer(g, x, len(rows), *total.shape, to, own, threads)
 
+
 def weight_gradient(
-    grad:torch.Tensor, # (m o) of a linear layer's output, or (r m o) of r layers
-    rows:torch.Tensor, # (m i) its input, or (r m i)
-    total:torch.Tensor|None=None, # of the result's shape; it is added to this in place, in its own precision
-) -> torch.Tensor: # (o i), or (r o i): `total`, if there is one
+    grad: torch.Tensor,  # (m o) of a linear layer's output, or (r m o) of r layers
+    rows: torch.Tensor,  # (m i) its input, or (r m i)
+    total: torch.Tensor | None = None,  # of the result's shape; it is added to this in place, in its own precision
+) -> torch.Tensor:  # (o i), or (r o i): `total`, if there is one
     "`grad.mT @ rows`, the gradient of a linear layer's weight; a large one in single precision is compiled (AVX-512, processors that are not Intel's)."
     o, i = grad.shape[-1], rows.shape[-1]
-    if total is not None: check_shape(total, ' '.join(map(str, (*grad.shape[:-2], o, i))), 'total')
-    if o%_TALL==i%_WIDE==0 and _large(grad.shape[-2]*o*i, grad, rows, *([] if total is None else [total])) and not outer_obstacle():
+    if total is not None:
+        check_shape(total, ' '.join(map(str, (*grad.shape[:-2], o, i))), 'total')
+    if (
+        o % _TALL == i % _WIDE == 0
+        and _large(grad.shape[-2] * o * i, grad, rows, *([] if total is None else [total]))
+        and not outer_obstacle()
+    ):
         total = grad.new_zeros(*grad.shape[:-2], o, i) if total is None else total
-        for layer in zip(*(t.view(-1, *t.shape[-2:]) for t in (total, grad, rows))): _add_outer(*layer)
+        for layer in zip(*(t.view(-1, *t.shape[-2:]) for t in (total, grad, rows))):
+            _add_outer(*layer)
         return total
-    if total is None: return grad.mT @ rows
-    return total.addmm_(grad.T, rows) if grad.dtype==total.dtype and grad.ndim==2 else total.add_(grad.mT @ rows)
+    if total is None:
+        return grad.mT @ rows
+    return total.addmm_(grad.T, rows) if grad.dtype == total.dtype and grad.ndim == 2 else total.add_(grad.mT @ rows)

@@ -13,53 +13,63 @@ from .core import SlotnbError
 
 # %% ../nbs/42_refine.ipynb #cell-7
 def guided_filter(
-    image:np.ndarray, # (h w 3) guide, 0 to 1
-    masks:np.ndarray, # (k h w) what is filtered
-    radius:int=8, # of the window in pixels
-    eps:float=1e-3, # how little contrast still counts as an edge, as a variance
-) -> np.ndarray: # (k h w)
+    image: np.ndarray,  # (h w 3) guide, 0 to 1
+    masks: np.ndarray,  # (k h w) what is filtered
+    radius: int = 8,  # of the window in pixels
+    eps: float = 1e-3,  # how little contrast still counts as an edge, as a variance
+) -> np.ndarray:  # (k h w)
     "Colour guided filter: in each window a mask is the linear function of the colours that fits it best."
-    box = lambda x: ndimage.uniform_filter(x, (*[1]*(x.ndim - 2), 2*radius + 1, 2*radius + 1), mode='nearest')
+    box = lambda x: ndimage.uniform_filter(x, (*[1] * (x.ndim - 2), 2 * radius + 1, 2 * radius + 1), mode='nearest')
     I = image.transpose(2, 0, 1).astype(np.float32)
-    mean = box(I) # (3 h w)
-    cov = box(I[:, None]*I[None]) - mean[:, None]*mean[None] + eps*np.eye(3, dtype=np.float32)[..., None, None]
-    inverse = torch.linalg.inv(torch.from_numpy(cov.transpose(2, 3, 0, 1))).numpy() # (h w 3 3); NumPy's takes four times as long
+    mean = box(I)  # (3 h w)
+    cov = box(I[:, None] * I[None]) - mean[:, None] * mean[None] + eps * np.eye(3, dtype=np.float32)[..., None, None]
+    inverse = torch.linalg.inv(
+        torch.from_numpy(cov.transpose(2, 3, 0, 1))
+    ).numpy()  # (h w 3 3); NumPy's takes four times as long
     out = []
     for m in masks.astype(np.float32):
         mean_m = box(m)
-        a = np.einsum('hwij,jhw->ihw', inverse, box(I*m) - mean*mean_m) # equation 5
-        b = mean_m - (a*mean).sum(0) # equation 6
-        out.append((box(a)*I).sum(0) + box(b)) # equation 8
+        a = np.einsum('hwij,jhw->ihw', inverse, box(I * m) - mean * mean_m)  # equation 5
+        b = mean_m - (a * mean).sum(0)  # equation 6
+        out.append((box(a) * I).sum(0) + box(b))  # equation 8
     return np.stack(out)
 
 # %% ../nbs/42_refine.ipynb #cell-10
 def split_components(
-    labels:np.ndarray, # (h w) ints, the slot of each pixel
-    min_pixels:int=64, # smaller pieces join what surrounds them
-) -> np.ndarray: # (h w) ints from 0, one a connected piece
+    labels: np.ndarray,  # (h w) ints, the slot of each pixel
+    min_pixels: int = 64,  # smaller pieces join what surrounds them
+) -> np.ndarray:  # (h w) ints from 0, one a connected piece
     "Connected components of every label (4 neighbours)."
     pieces, count = np.zeros(labels.shape, int), 0
     for k in np.unique(labels):
-        part, n = ndimage.label(labels==k)
-        pieces[part > 0] = part[part > 0] + count; count += n
+        part, n = ndimage.label(labels == k)
+        pieces[part > 0] = part[part > 0] + count
+        count += n
     small = np.bincount(pieces.ravel(), minlength=count + 1) < min_pixels
     small[0] = False
-    if small[pieces].all(): return np.zeros(labels.shape, int)
-    _, nearest = ndimage.distance_transform_edt(small[pieces], return_indices=True) # a speck takes the label of the nearest piece that stays
+    if small[pieces].all():
+        return np.zeros(labels.shape, int)
+    _, nearest = ndimage.distance_transform_edt(
+        small[pieces], return_indices=True
+    )  # a speck takes the label of the nearest piece that stays
     return np.unique(pieces[tuple(nearest)], return_inverse=True)[1].reshape(labels.shape)
 
 # %% ../nbs/42_refine.ipynb #cell-12
 def refine_masks(
-    image:np.ndarray, # (h w 3) uint8
-    masks:torch.Tensor|np.ndarray, # (k n) soft masks
-    radius:int=8, # of the guided filter's window, in pixels
-    eps:float=1e-3, # of the guided filter
-    min_pixels:int=64, # smallest object
-    grid:tuple[int, int]|None=None, # (h, w) with h*w = n; None: a square
-) -> np.ndarray: # (h w) ints, one a segment
+    image: np.ndarray,  # (h w 3) uint8
+    masks: torch.Tensor | np.ndarray,  # (k n) soft masks
+    radius: int = 8,  # of the guided filter's window, in pixels
+    eps: float = 1e-3,  # of the guided filter
+    min_pixels: int = 64,  # smallest object
+    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+) -> np.ndarray:  # (h w) ints, one a segment
     "Enlarge soft masks, let the image draw their borders, and part what lies apart."
     masks = torch.as_tensor(masks).float()
-    k, n = masks.shape; h, w = grid or (math.isqrt(n),)*2
-    if h*w!=n: raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
-    large = torch.nn.functional.interpolate(masks.reshape(1, k, h, w), image.shape[:2], mode='bilinear', align_corners=False)[0].numpy()
-    return split_components(guided_filter(image/255, large, radius, eps).argmax(0), min_pixels)
+    k, n = masks.shape
+    h, w = grid or (math.isqrt(n),) * 2
+    if h * w != n:
+        raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
+    large = torch.nn.functional.interpolate(
+        masks.reshape(1, k, h, w), image.shape[:2], mode='bilinear', align_corners=False
+    )[0].numpy()
+    return split_components(guided_filter(image / 255, large, radius, eps).argmax(0), min_pixels)

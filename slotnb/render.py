@@ -17,89 +17,130 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from .core import SlotnbError, read_json, write_json
-from .physics import CAMERA, CLIP, FPS, GRAVITY, INTRINSICS, MATERIALS, ScenePlan, Thing, camera_axes, need, parse_metal, pixels_needed, plan_scene, project, scene_seed
+from slotnb.physics import (
+    CAMERA,
+    CLIP,
+    FPS,
+    GRAVITY,
+    INTRINSICS,
+    MATERIALS,
+    ScenePlan,
+    Thing,
+    camera_axes,
+    need,
+    parse_metal,
+    pixels_needed,
+    plan_scene,
+    project,
+    scene_seed,
+)
 
 # %% ../nbs/11_render.ipynb #cell-4
 def _mitsuba():
     "Mitsuba in the variant that its wheel runs everywhere."
     mi = need('mitsuba')
-    if mi.variant() != 'scalar_rgb': mi.set_variant('scalar_rgb')
+    if mi.variant() != 'scalar_rgb':
+        mi.set_variant('scalar_rgb')
     return mi
 
 # %% ../nbs/11_render.ipynb #cell-7
-LIGHTS = dict( # CLEVR's four, as directions: place, colour, radiance, radius in radians, how sharp the edge is
-    sun=((11.6608, -6.62799, 25.8232), 'ffffff', 11., 0.18, 2),
+LIGHTS = dict(  # CLEVR's four, as directions: place, colour, radiance, radius in radians, how sharp the edge is
+    sun=((11.6608, -6.62799, 25.8232), 'ffffff', 11.0, 0.18, 2),
     back=((-1.1685, 2.64602, 5.81574), 'ffffff', 1.0, 0.30, 3),
     key=((6.44671, -2.90517, 4.2584), 'ffedd0', 5.0, 0.25, 3),
-    fill=((-4.67112, -4.0136, 3.01122), 'c2d0ff', 1.0, 0.30, 3))
-SKY = dict(horizon=0.08, zenith=0.22) # radiance
-GREY = 0.34 # of the floor
+    fill=((-4.67112, -4.0136, 3.01122), 'c2d0ff', 1.0, 0.30, 3),
+)
+SKY = dict(horizon=0.08, zenith=0.22)  # radiance
+GREY = 0.34  # of the floor
 
 # %% ../nbs/11_render.ipynb #cell-8
-def _rgb(color): return np.array([int(color[i:i+2], 16)/255 for i in (0, 2, 4)])
+def _rgb(color):
+    return np.array([int(color[i : i + 2], 16) / 255 for i in (0, 2, 4)])
+
 
 def _sky(
-    jitter:np.ndarray, # (4 3) added to the lights' places
-    height:int=256, # of the picture; it is twice as wide
-) -> np.ndarray: # (height 2*height 3) radiance by direction, top row straight up
+    jitter: np.ndarray,  # (4 3) added to the lights' places
+    height: int = 256,  # of the picture; it is twice as wide
+) -> np.ndarray:  # (height 2*height 3) radiance by direction, top row straight up
     "A grey sky, lighter above, with four soft lamps in it."
-    v, u = (np.mgrid[:height, :2*height] + 0.5)/height*math.pi
-    rays = np.stack([np.sin(v)*np.sin(u), -np.sin(v)*np.cos(u), np.cos(v)], -1) # z up
-    out = np.repeat(SKY['horizon'] + (SKY['zenith'] - SKY['horizon'])*np.clip(rays[..., 2:], 0, 1), 3, 2)
+    v, u = (np.mgrid[:height, : 2 * height] + 0.5) / height * math.pi
+    rays = np.stack([np.sin(v) * np.sin(u), -np.sin(v) * np.cos(u), np.cos(v)], -1)  # z up
+    out = np.repeat(SKY['horizon'] + (SKY['zenith'] - SKY['horizon']) * np.clip(rays[..., 2:], 0, 1), 3, 2)
     for (place, color, radiance, radius, edge), j in zip(LIGHTS.values(), jitter):
-        off = np.linalg.norm(rays - (place + j)/np.linalg.norm(place + j), axis=-1)
-        out += (radiance*np.exp(-(off/radius)**(2*edge)))[..., None]*_rgb(color)
+        off = np.linalg.norm(rays - (place + j) / np.linalg.norm(place + j), axis=-1)
+        out += (radiance * np.exp(-((off / radius) ** (2 * edge))))[..., None] * _rgb(color)
     return out.astype(np.float32)
 
-def _sky_light(jitter): # a Mitsuba emitter, which all frames of a scene share
+
+def _sky_light(jitter):  # a Mitsuba emitter, which all frames of a scene share
     mi = _mitsuba()
-    return mi.load_dict(dict(type='envmap', bitmap=mi.Bitmap(_sky(jitter)), to_world=mi.ScalarTransform4f().rotate([1, 0, 0], 90)))
+    return mi.load_dict(
+        dict(type='envmap', bitmap=mi.Bitmap(_sky(jitter)), to_world=mi.ScalarTransform4f().rotate([1, 0, 0], 90))
+    )
 
 # %% ../nbs/11_render.ipynb #cell-9
-LOOK = dict(metal=dict(metallic=1., roughness=0.15), rubber=dict(metallic=0., roughness=0.7, specular=0.33))
+LOOK = dict(metal=dict(metallic=1.0, roughness=0.15), rubber=dict(metallic=0.0, roughness=0.7, specular=0.33))
 
-def _paint(kind, where, rgb): return {'type': kind, where: dict(type='rgb', value=rgb)}
+
+def _paint(kind, where, rgb):
+    return {'type': kind, where: dict(type='rgb', value=rgb)}
+
 
 def _solid(
-    thing:Thing, # what
-    position:np.ndarray, # (3,)
-    quaternion:np.ndarray, # (4,) w x y z
-    flat:bool=False, # plastic without reflections in place of the material
-) -> dict[str, dict]: # one shape, or three for a cylinder with its caps
+    thing: Thing,  # what
+    position: np.ndarray,  # (3,)
+    quaternion: np.ndarray,  # (4,) w x y z
+    flat: bool = False,  # plastic without reflections in place of the material
+) -> dict[str, dict]:  # one shape, or three for a cylinder with its caps
     "A thing in Mitsuba's words, the same solid as in MuJoCo."
     mi, half = _mitsuba(), thing.half
     w, *xyz = map(float, quaternion)
     sin = math.hypot(*xyz)
-    angle, axis = 2*math.degrees(math.atan2(sin, w)), [c/sin for c in xyz] if sin else [0, 0, 1]
+    angle, axis = 2 * math.degrees(math.atan2(sin, w)), [c / sin for c in xyz] if sin else [0, 0, 1]
     T = mi.ScalarTransform4f().translate([float(p) for p in position]).rotate(axis, angle)
     bsdf = dict(_paint('principled', 'base_color', thing.color), **LOOK[thing.material])
-    if flat: bsdf = _paint('diffuse', 'reflectance', thing.color)
-    if thing.shape == 'cube': return dict(a=dict(type='cube', to_world=T.scale(half), bsdf=bsdf))
-    if thing.shape == 'sphere': return dict(a=dict(type='sphere', to_world=T.scale(half), bsdf=bsdf))
-    return dict(a=dict(type='cylinder', p0=[0, 0, -half], p1=[0, 0, half], radius=half, to_world=T, bsdf=bsdf),
-                b=dict(type='disk', to_world=T.translate([0, 0, half]).scale(half), bsdf=bsdf),
-                c=dict(type='disk', to_world=T.translate([0, 0, -half]).rotate([1, 0, 0], 180).scale(half), bsdf=bsdf))
+    if flat:
+        bsdf = _paint('diffuse', 'reflectance', thing.color)
+    if thing.shape == 'cube':
+        return dict(a=dict(type='cube', to_world=T.scale(half), bsdf=bsdf))
+    if thing.shape == 'sphere':
+        return dict(a=dict(type='sphere', to_world=T.scale(half), bsdf=bsdf))
+    return dict(
+        a=dict(type='cylinder', p0=[0, 0, -half], p1=[0, 0, half], radius=half, to_world=T, bsdf=bsdf),
+        b=dict(type='disk', to_world=T.translate([0, 0, half]).scale(half), bsdf=bsdf),
+        c=dict(type='disk', to_world=T.translate([0, 0, -half]).rotate([1, 0, 0], 180).scale(half), bsdf=bsdf),
+    )
 
 # %% ../nbs/11_render.ipynb #cell-10
 def _mitsuba_scene(
-    plan:ScenePlan, # what
-    frame:int=-1, # of the clip
-    samples:int=64, # rays a pixel
-    integrator:dict|None=None, # light paths of six bounces unless given
-    sky=None, # of `_sky_light`; made anew unless given
-    **coat, # passed to `_solid`
-) -> dict: # for `mitsuba.load_dict`
+    plan: ScenePlan,  # what
+    frame: int = -1,  # of the clip
+    samples: int = 64,  # rays a pixel
+    integrator: dict | None = None,  # light paths of six bounces unless given
+    sky=None,  # of `_sky_light`; made anew unless given
+    **coat,  # passed to `_solid`
+) -> dict:  # for `mitsuba.load_dict`
     "The scene in Mitsuba's words; the shape `thing3b` is the second shape of thing 3."
     mi, size = _mitsuba(), plan.flags['size']
     T = mi.ScalarTransform4f()
     up = T.look_at(origin=[float(x) for x in plan.eye], target=[0, 0, 0], up=[0, 0, 1])
-    film = dict(type='hdrfilm', width=size, height=size, rfilter=dict(type='box'), pixel_format='rgb', component_format='float32')
-    fov = math.degrees(2*math.atan(CAMERA['sensor_width']/2/CAMERA['focal_length']))
+    film = dict(
+        type='hdrfilm',
+        width=size,
+        height=size,
+        rfilter=dict(type='box'),
+        pixel_format='rgb',
+        component_format='float32',
+    )
+    fov = math.degrees(2 * math.atan(CAMERA['sensor_width'] / 2 / CAMERA['focal_length']))
     sampler = dict(type='ldsampler', sample_count=samples)
-    out = dict(type='scene', integrator=integrator or dict(type='path', max_depth=6, rr_depth=100, block_size=32),
-               camera=dict(type='perspective', fov=fov, fov_axis='x', to_world=up, film=film, sampler=sampler),
-               sky=_sky_light(plan.light_jitter) if sky is None else sky,
-               floor=dict(type='disk', to_world=T.scale(400.), bsdf=_paint('diffuse', 'reflectance', [GREY]*3)))
+    out = dict(
+        type='scene',
+        integrator=integrator or dict(type='path', max_depth=6, rr_depth=100, block_size=32),
+        camera=dict(type='perspective', fov=fov, fov_axis='x', to_world=up, film=film, sampler=sampler),
+        sky=_sky_light(plan.light_jitter) if sky is None else sky,
+        floor=dict(type='disk', to_world=T.scale(400.0), bsdf=_paint('diffuse', 'reflectance', [GREY] * 3)),
+    )
     for i, t in enumerate(plan.things):
         parts = _solid(t, plan.motion.positions[frame, i], plan.motion.quaternions[frame, i], **coat)
         out |= {f'thing{i:02d}{k}': v for k, v in parts.items()}
@@ -107,267 +148,383 @@ def _mitsuba_scene(
 
 # %% ../nbs/11_render.ipynb #cell-12
 def _despeckle(
-    radiance:np.ndarray, # (h w 3)
-    slack:float=1.05, # how much brighter than its neighbours a pixel may be
-) -> np.ndarray: # (h w 3)
+    radiance: np.ndarray,  # (h w 3)
+    slack: float = 1.05,  # how much brighter than its neighbours a pixel may be
+) -> np.ndarray:  # (h w 3)
     "Take bright specks of one or two pixels down to what is around them."
     h, w, _ = radiance.shape
     pad = np.pad(radiance, ((1, 1), (1, 1), (0, 0)), 'edge')
-    around = [pad[1+i:1+i+h, 1+j:1+j+w] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
-    return np.minimum(radiance, slack*np.sort(around, 0)[-3])
+    around = [pad[1 + i : 1 + i + h, 1 + j : 1 + j + w] for i in (-1, 0, 1) for j in (-1, 0, 1) if i or j]
+    return np.minimum(radiance, slack * np.sort(around, 0)[-3])
+
 
 def _develop(
-    radiance:np.ndarray, # (h w 3) linear
-    knee:float=0.6, # below it nothing is changed
-) -> np.ndarray: # (h w 3) uint8, sRGB
+    radiance: np.ndarray,  # (h w 3) linear
+    knee: float = 0.6,  # below it nothing is changed
+) -> np.ndarray:  # (h w 3) uint8, sRGB
     "Bend what is too bright below one, as film does, instead of cutting it off."
-    over = np.maximum(radiance - knee, 0)/(1 - knee)
-    x = np.minimum(radiance, knee) + (1 - knee)*over/(1 + over)
-    x = np.where(x <= 0.0031308, 12.92*x, 1.055*np.maximum(x, 1e-9)**(1/2.4) - 0.055)
-    return (255*x + 0.5).astype(np.uint8)
+    over = np.maximum(radiance - knee, 0) / (1 - knee)
+    x = np.minimum(radiance, knee) + (1 - knee) * over / (1 + over)
+    x = np.where(x <= 0.0031308, 12.92 * x, 1.055 * np.maximum(x, 1e-9) ** (1 / 2.4) - 0.055)
+    return (255 * x + 0.5).astype(np.uint8)
 
 # %% ../nbs/11_render.ipynb #cell-13
 def light(
-    plan:ScenePlan, # of `plan_scene`
-    frame:int=-1, # of the clip
-    samples:int=64, # rays a pixel
-    sky=None, # of `_sky_light`; made anew unless given
-    **coat, # `flat=True`: no reflections
-) -> np.ndarray: # (h w 3) uint8
+    plan: ScenePlan,  # of `plan_scene`
+    frame: int = -1,  # of the clip
+    samples: int = 64,  # rays a pixel
+    sky=None,  # of `_sky_light`; made anew unless given
+    **coat,  # `flat=True`: no reflections
+) -> np.ndarray:  # (h w 3) uint8
     "A picture of the scene; the noise is another one in each frame."
     mi = _mitsuba()
     made = mi.load_dict(_mitsuba_scene(plan, frame, samples, sky=sky, **coat))
-    seed = plan.flags['index'] + 1_000_003*((CLIP - 1 - frame) % CLIP)
+    seed = plan.flags['index'] + 1_000_003 * ((CLIP - 1 - frame) % CLIP)
     return _develop(_despeckle(np.array(mi.render(made, seed=seed % 2**32))))
 
 # %% ../nbs/11_render.ipynb #cell-23
-def _plain(x): return np.round(np.asarray(x, float), 6).tolist()
+def _plain(x):
+    return np.round(np.asarray(x, float), 6).tolist()
+
 
 def _boxes(
-    segmentation:np.ndarray, # (f h w)
-    label:int, # i+1
-) -> dict: # Kubric's `bboxes`, `bbox_frames` and `visibility`
+    segmentation: np.ndarray,  # (f h w)
+    label: int,  # i+1
+) -> dict:  # Kubric's `bboxes`, `bbox_frames` and `visibility`
     "The box around a thing where it is seen: y, x from, y, x to, from 0 to 1."
     seen = segmentation == label
     frames = [f for f, s in enumerate(seen) if s.any()]
     spans = [(np.flatnonzero(seen[f].any(1)), np.flatnonzero(seen[f].any(0))) for f in frames]
-    boxes = [np.array([y[0], x[0], y[-1]+1, x[-1]+1])/segmentation.shape[1] for y, x in spans]
+    boxes = [np.array([y[0], x[0], y[-1] + 1, x[-1] + 1]) / segmentation.shape[1] for y, x in spans]
     return dict(visibility=seen.sum((1, 2)).tolist(), bboxes=_plain(boxes), bbox_frames=frames)
 
 # %% ../nbs/11_render.ipynb #cell-24
 def _instance(
-    plan:ScenePlan, # that it belongs to
-    i:int, # which thing
-    segmentation:np.ndarray, # (f h w) of the plan
+    plan: ScenePlan,  # that it belongs to
+    i: int,  # which thing
+    segmentation: np.ndarray,  # (f h w) of the plan
 ) -> dict:
     "One entry of `instances`."
     t, m, f = plan.things[i], plan.motion, plan.frames
-    volume = t.half**3*dict(cube=8, cylinder=2*math.pi, sphere=4/3*math.pi)[t.shape]
+    volume = t.half**3 * dict(cube=8, cylinder=2 * math.pi, sphere=4 / 3 * math.pi)[t.shape]
     w, x, y, z = m.quaternions[f, i].T
-    turn = np.array([[1-2*(y*y+z*z), 2*(x*y-w*z), 2*(x*z+w*y)], [2*(x*y+w*z), 1-2*(x*x+z*z), 2*(y*z-w*x)],
-                     [2*(x*z-w*y), 2*(y*z+w*x), 1-2*(x*x+y*y)]])
-    corners = t.half*np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
+    turn = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    corners = t.half * np.array([[a, b, c] for a in (-1, 1) for b in (-1, 1) for c in (-1, 1)])
     corners = np.einsum('ijf,cj->fci', turn, corners) + m.positions[f, i][:, None]
-    what = dict(asset_id=t.shape, shape=t.shape, shape_label=t.shape, size_label=t.size_label, size=t.half, material=t.material,
-                material_label=t.material, color_label=t.color_label, color=_plain(t.color))
+    what = dict(
+        asset_id=t.shape,
+        shape=t.shape,
+        shape_label=t.shape,
+        size_label=t.size_label,
+        size=t.half,
+        material=t.material,
+        material_label=t.material,
+        color_label=t.color_label,
+        color=_plain(t.color),
+    )
     physics = {k: v for k, v in MATERIALS[t.material].items() if k != 'density'}
     where = {k: _plain(getattr(m, k)[f, i]) for k in ('positions', 'quaternions', 'velocities', 'angular_velocities')}
-    return dict(what, mass=round(MATERIALS[t.material]['density']*volume, 6), **physics, **where,
-                bboxes_3d=_plain(corners), image_positions=_plain(project(m.positions[f, i], plan.eye)),
-                **_boxes(segmentation, i+1))
+    return dict(
+        what,
+        mass=round(MATERIALS[t.material]['density'] * volume, 6),
+        **physics,
+        **where,
+        bboxes_3d=_plain(corners),
+        image_positions=_plain(project(m.positions[f, i], plan.eye)),
+        **_boxes(segmentation, i + 1),
+    )
 
 # %% ../nbs/11_render.ipynb #cell-25
 def scene_metadata(
-    plan:ScenePlan, # of `plan_scene`
-    samples:int=64, # rays a pixel of the picture
-) -> dict: # what metadata.json holds
+    plan: ScenePlan,  # of `plan_scene`
+    samples: int = 64,  # rays a pixel of the picture
+) -> dict:  # what metadata.json holds
     "Everything that is known about a scene, in Kubric's words."
     f, n, size, segmentation = len(plan.frames), len(plan.things), plan.flags['size'], plan.segmentation
     matrix = camera_axes(plan.eye).T.ravel()
-    quaternion = np.zeros(4); need('mujoco').mju_mat2Quat(quaternion, matrix)
-    meta = dict(video_name=f"{plan.flags['split']}/scene_{plan.flags['index']:04d}",
-                width=size, height=size, resolution=[size, size], num_frames=f, num_instances=n,
-                frame_rate=FPS, frames=plan.frames, gravity=[0, 0, GRAVITY], tries=plan.tries,
-                seed=scene_seed(*(plan.flags[k] for k in ('seed', 'split', 'index'))), background='clevr')
-    if plan.metal_share is not None: meta['metal_share'] = round(plan.metal_share, 6)
+    quaternion = np.zeros(4)
+    need('mujoco').mju_mat2Quat(quaternion, matrix)
+    meta = dict(
+        video_name=f"{plan.flags['split']}/scene_{plan.flags['index']:04d}",
+        width=size,
+        height=size,
+        resolution=[size, size],
+        num_frames=f,
+        num_instances=n,
+        frame_rate=FPS,
+        frames=plan.frames,
+        gravity=[0, 0, GRAVITY],
+        tries=plan.tries,
+        seed=scene_seed(*(plan.flags[k] for k in ('seed', 'split', 'index'))),
+        background='clevr',
+    )
+    if plan.metal_share is not None:
+        meta['metal_share'] = round(plan.metal_share, 6)
     lens = {k: CAMERA[k] for k in ('focal_length', 'sensor_width')}
-    fov = 2*math.atan(CAMERA['sensor_width']/2/CAMERA['focal_length'])
-    camera = dict(lens, field_of_view=round(fov, 6), positions=[_plain(plan.eye)]*f, quaternions=[_plain(quaternion)]*f,
-                  K=_plain(INTRINSICS))
-    return dict(flags=dict(plan.flags, samples=samples), metadata=meta, camera=camera,
-                instances=[_instance(plan, i, segmentation) for i in range(n)])
+    fov = 2 * math.atan(CAMERA['sensor_width'] / 2 / CAMERA['focal_length'])
+    camera = dict(
+        lens,
+        field_of_view=round(fov, 6),
+        positions=[_plain(plan.eye)] * f,
+        quaternions=[_plain(quaternion)] * f,
+        K=_plain(INTRINSICS),
+    )
+    return dict(
+        flags=dict(plan.flags, samples=samples),
+        metadata=meta,
+        camera=camera,
+        instances=[_instance(plan, i, segmentation) for i in range(n)],
+    )
 
 # %% ../nbs/11_render.ipynb #cell-26
 def scene_events(
-    plan:ScenePlan, # of `plan_scene`
-) -> dict: # what events.json holds
+    plan: ScenePlan,  # of `plan_scene`
+) -> dict:  # what events.json holds
     "The collisions of the whole clip, by its frames; the floor is 65535."
-    def plain(c): return dict(c, force=round(c['force'], 6), **{k: _plain(c[k]) for k in ('position', 'contact_normal')},
-                              image_position=_plain(project(c['position'], plan.eye)))
+
+    def plain(c):
+        return dict(
+            c,
+            force=round(c['force'], 6),
+            **{k: _plain(c[k]) for k in ('position', 'contact_normal')},
+            image_position=_plain(project(c['position'], plan.eye)),
+        )
+
     return dict(collisions=[plain(c) for c in plan.motion.collisions])
 
 # %% ../nbs/11_render.ipynb #cell-27
 def _png(
-    segmentation:np.ndarray, # (h w) uint8
+    segmentation: np.ndarray,  # (h w) uint8
 ) -> Image.Image:
     "Labels as a picture with a palette, so that a viewer shows colours and a program reads numbers."
     image = Image.fromarray(segmentation)
-    hues = [(0, 0, 0)] + [tuple(int(255*c) for c in colorsys.hsv_to_rgb(i*0.382 % 1, 0.75, 0.95)) for i in range(255)]
+    hues = [(0, 0, 0)] + [
+        tuple(int(255 * c) for c in colorsys.hsv_to_rgb(i * 0.382 % 1, 0.75, 0.95)) for i in range(255)
+    ]
     image.putpalette([c for rgb in hues for c in rgb])
     return image
 
 # %% ../nbs/11_render.ipynb #cell-28
-def _write_depth(path, depth): Image.fromarray(depth).save(path) # one float32 a pixel
+def _write_depth(path, depth):
+    Image.fromarray(depth).save(path)  # one float32 a pixel
 
-def _write_normals(path, normals): # 16 bits a colour, which Pillow cannot write
-    _mitsuba().Bitmap(((normals + 1)*65535/2).clip(0, 65535).astype(np.uint16)).write(str(path))
+
+def _write_normals(path, normals):  # 16 bits a colour, which Pillow cannot write
+    _mitsuba().Bitmap(((normals + 1) * 65535 / 2).clip(0, 65535).astype(np.uint16)).write(str(path))
 
 # %% ../nbs/11_render.ipynb #cell-29
 def write_scene(
-    folder:str|Path, # is made, whole or not at all
-    plan:ScenePlan, # of `plan_scene`
-    images:list[np.ndarray], # (h w 3) uint8, one a shown frame
-    samples:int=64, # rays a pixel that made them
-    depth:bool=False, # write depth_00000.tiff too
-    normals:bool=False, # write normal_00000.png too
+    folder: str | Path,  # is made, whole or not at all
+    plan: ScenePlan,  # of `plan_scene`
+    images: list[np.ndarray],  # (h w 3) uint8, one a shown frame
+    samples: int = 64,  # rays a pixel that made them
+    depth: bool = False,  # write depth_00000.tiff too
+    normals: bool = False,  # write normal_00000.png too
 ):
     "Write a scene in Kubric's layout."
-    folder = Path(folder); part = folder.with_name(f'.{folder.name}.part')
+    folder = Path(folder)
+    part = folder.with_name(f'.{folder.name}.part')
     ranges = dict(segmentation=dict(min=0, max=len(plan.things)))
-    if depth: ranges['depth'] = {k: float(getattr(np, k)([v.depth for v in plan.views])) for k in ('min', 'max')}
+    if depth:
+        ranges['depth'] = {k: float(getattr(np, k)([v.depth for v in plan.views])) for k in ('min', 'max')}
     try:
-        shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         for f, (image, view) in enumerate(zip(images, plan.views)):
-            Image.fromarray(image).convert('RGBA').save(part/f'rgba_{f:05d}.png', optimize=True)
-            _png(view.segmentation).save(part/f'segmentation_{f:05d}.png', optimize=True)
-            if depth: _write_depth(part/f'depth_{f:05d}.tiff', view.depth)
-            if normals: _write_normals(part/f'normal_{f:05d}.png', view.normals)
-        write_json(part/'events.json', scene_events(plan))
-        write_json(part/'data_ranges.json', ranges)
-        write_json(part/'metadata.json', scene_metadata(plan, samples))
+            Image.fromarray(image).convert('RGBA').save(part / f'rgba_{f:05d}.png', optimize=True)
+            _png(view.segmentation).save(part / f'segmentation_{f:05d}.png', optimize=True)
+            if depth:
+                _write_depth(part / f'depth_{f:05d}.tiff', view.depth)
+            if normals:
+                _write_normals(part / f'normal_{f:05d}.png', view.normals)
+        write_json(part / 'events.json', scene_events(plan))
+        write_json(part / 'data_ranges.json', ranges)
+        write_json(part / 'metadata.json', scene_metadata(plan, samples))
         os.replace(part, folder)
     except OSError as e:
         raise SlotnbError(f'cannot write {folder}: {e.strerror or e}; free some space or choose another folder') from e
-    finally: shutil.rmtree(part, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 # %% ../nbs/11_render.ipynb #cell-33
-COMMITTED = dict(train=(20, 40), test=(8, 16)) # scenes of metal alone, scenes of both materials
+COMMITTED = dict(train=(20, 40), test=(8, 16))  # scenes of metal alone, scenes of both materials
+
 
 def scene_kinds(
-    num_metal:int, # scenes of metal alone
-    num_mixed:int, # scenes of both materials
-) -> list[str]: # 'metal' or 'mixed', by index
+    num_metal: int,  # scenes of metal alone
+    num_mixed: int,  # scenes of both materials
+) -> list[str]:  # 'metal' or 'mixed', by index
     "The kinds of a split's scenes, evenly spread."
     n = num_metal + num_mixed
-    return ['metal' if (i+1)*num_metal//n > i*num_metal//n else 'mixed' for i in range(n)]
+    return ['metal' if (i + 1) * num_metal // n > i * num_metal // n else 'mixed' for i in range(n)]
 
 # %% ../nbs/11_render.ipynb #cell-36
 def _claim(
-    out_dir:Path, # holds the splits
-    split:str, # of them
-    settings:dict, # what makes a scene what it is
+    out_dir: Path,  # holds the splits
+    split: str,  # of them
+    settings: dict,  # what makes a scene what it is
 ):
     "Write the settings of a split to render.json, or compare them with what stands there."
-    file = out_dir/'render.json'
+    file = out_dir / 'render.json'
     told = read_json(file) if file.exists() else {}
     made = told.get(split)
-    if made is None: # scenes without a render.json: the first one's flags tell most of it
-        first = next(iter(sorted((out_dir/split).glob('scene_*/metadata.json'))), None)
+    if made is None:  # scenes without a render.json: the first one's flags tell most of it
+        first = next(iter(sorted((out_dir / split).glob('scene_*/metadata.json'))), None)
         flags = read_json(first).get('flags', {}) if first else {}
         flags['frames'] = flags.get('num_frames')
         file, made = first, dict(metal='committed') | {k: flags[k] for k in settings if k in flags} if first else {}
     for k in made:
         if made[k] != settings.get(k):
-            raise SlotnbError(f"{file}: {split} was made with {k} {made[k]}, not {settings.get(k)}; give the same {k} or choose another out_dir")
-    if told.get(split) != settings: write_json(out_dir/'render.json', told | {split: settings})
+            raise SlotnbError(
+                f"{file}: {split} was made with {k} {made[k]}, not {settings.get(k)}; give the same {k} or choose another out_dir"
+            )
+    if told.get(split) != settings:
+        write_json(out_dir / 'render.json', told | {split: settings})
 
-def _cores(): return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
+def _cores():
+    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count() or 1
+
 
 def _make(
-    folder:Path, # of the scene
-    flags:dict, # for `plan_scene`
-    samples:int, # rays a pixel
-    depth:bool, # write it
-    normals:bool, # write them
+    folder: Path,  # of the scene
+    flags: dict,  # for `plan_scene`
+    samples: int,  # rays a pixel
+    depth: bool,  # write it
+    normals: bool,  # write them
 ):
     "Make one scene."
     plan = plan_scene(**flags)
     sky = _sky_light(plan.light_jitter)
     write_scene(folder, plan, [light(plan, f, samples, sky) for f in plan.frames], samples, depth, normals)
 
-def _threads(n): need('drjit').set_thread_count(n)
+
+def _threads(n):
+    need('drjit').set_thread_count(n)
+
 
 @contextmanager
 def _uninterrupted():
     "Ctrl-C is ignored here, and for good by processes that are started here: it is their parent's affair."
     main = threading.current_thread() is threading.main_thread()
     old = signal.signal(signal.SIGINT, signal.SIG_IGN) if main else None
-    try: yield
-    finally: main and signal.signal(signal.SIGINT, old)
+    try:
+        yield
+    finally:
+        main and signal.signal(signal.SIGINT, old)
+
 
 def _start_worker(threads):
     "A worker without a parent has nothing to do and ends."
     threading.Thread(target=lambda: (parent_process().join(), os._exit(1)), daemon=True).start()
-    _mitsuba(); _threads(threads)
+    _mitsuba()
+    _threads(threads)
+
 
 def _in_processes(
-    tasks:list[tuple], # arguments of `_make`
-    workers:int, # processes
+    tasks: list[tuple],  # arguments of `_make`
+    workers: int,  # processes
 ):
     "Yield once for each task that is done; whatever ends this early ends the workers at once."
     others = active_children()
-    pool = ProcessPoolExecutor(workers, get_context('spawn'), _start_worker, (max(1, _cores()//workers),))
+    pool = ProcessPoolExecutor(workers, get_context('spawn'), _start_worker, (max(1, _cores() // workers),))
     try:
-        with _uninterrupted(): running = [pool.submit(_make, *t) for t in tasks]
-        for done in as_completed(running): yield done.result()
+        with _uninterrupted():
+            running = [pool.submit(_make, *t) for t in tasks]
+        for done in as_completed(running):
+            yield done.result()
     except BrokenProcessPool:
-        raise SlotnbError('a worker of render ended before its scene was done, perhaps for want of memory; the same command with fewer workers goes on') from None
+        raise SlotnbError(
+            'a worker of render ended before its scene was done, perhaps for want of memory; the same command with fewer workers goes on'
+        ) from None
     finally:
         for p in active_children():
-            if p not in others: p.kill()
+            if p not in others:
+                p.kill()
         pool.shutdown(cancel_futures=True)
-        for folder, *_ in tasks: shutil.rmtree(folder.with_name(f'.{folder.name}.part'), ignore_errors=True)
+        for folder, *_ in tasks:
+            shutil.rmtree(folder.with_name(f'.{folder.name}.part'), ignore_errors=True)
 
 # %% ../nbs/11_render.ipynb #cell-37
 def render(
-    out_dir:str|Path='data/movi_a_subset', # gets render.json and `train/scene_0000` ...
-    scenes:int|None=None, # how many of `split`; None: the committed set, 60 of train and 24 of test, a third of them all metal
-    metal:str|float|None=None, # each thing is metal with this probability; a range '0..1': each scene draws its own; None: 0.5
-    frames:int=1, # the last so many of the 24 of a clip, 12 a second
-    size:int=256, # pixels a side
-    samples:int=64, # rays a pixel, a power of four as the sampler wants it
-    split:str='train', # the folder of `scenes`; splits share no scene
-    seed:int=0, # of the dataset
-    workers:int=1, # processes; the scenes are the same whatever their number
-    depth:bool=False, # write depth_00000.tiff: distance to the camera's centre
-    normals:bool=False, # write normal_00000.png: in the world's axes
-    min_pixels:int|None=None, # that every object shows in one of its frames; None: 25 of 256 x 256, as much of the picture at other sizes
-    progress:bool=True, # a bar
-) -> int: # how many scenes were made; finished ones are skipped
+    out_dir: str | Path = 'data/movi_a_subset',  # gets render.json and `train/scene_0000` ...
+    scenes: int
+    | None = None,  # how many of `split`; None: the committed set, 60 of train and 24 of test, a third of them all metal
+    metal: str
+    | float
+    | None = None,  # each thing is metal with this probability; a range '0..1': each scene draws its own; None: 0.5
+    frames: int = 1,  # the last so many of the 24 of a clip, 12 a second
+    size: int = 256,  # pixels a side
+    samples: int = 64,  # rays a pixel, a power of four as the sampler wants it
+    split: str = 'train',  # the folder of `scenes`; splits share no scene
+    seed: int = 0,  # of the dataset
+    workers: int = 1,  # processes; the scenes are the same whatever their number
+    depth: bool = False,  # write depth_00000.tiff: distance to the camera's centre
+    normals: bool = False,  # write normal_00000.png: in the world's axes
+    min_pixels: int
+    | None = None,  # that every object shows in one of its frames; None: 25 of 256 x 256, as much of the picture at other sizes
+    progress: bool = True,  # a bar
+) -> int:  # how many scenes were made; finished ones are skipped
     "Make a dataset of scenes after MOVi-A; run again, it goes on where it stopped, with more `scenes` it grows."
     low = dict(scenes=(scenes, 1), size=(size, 8), workers=(workers, 1), min_pixels=(min_pixels, 0))
     for k, (v, least) in low.items():
-        if v is not None and v < least: raise SlotnbError(f'{k} is {v}; give at least {least}')
-    if samples not in [4**k for k in range(1, 8)]: raise SlotnbError(f'samples is {samples}; give a power of four, 4 to 16384')
-    if not 1 <= frames <= CLIP: raise SlotnbError(f'frames is {frames}; give 1 to {CLIP}')
-    if split in ('', '.', '..') or Path(split).name != split: raise SlotnbError(f"split is '{split}'; give the name of one folder")
-    if scenes is None and metal is not None: raise SlotnbError(f'metal is {metal}, but scenes is not given; say how many to make')
+        if v is not None and v < least:
+            raise SlotnbError(f'{k} is {v}; give at least {least}')
+    if samples not in [4**k for k in range(1, 8)]:
+        raise SlotnbError(f'samples is {samples}; give a power of four, 4 to 16384')
+    if not 1 <= frames <= CLIP:
+        raise SlotnbError(f'frames is {frames}; give 1 to {CLIP}')
+    if split in ('', '.', '..') or Path(split).name != split:
+        raise SlotnbError(f"split is '{split}'; give the name of one folder")
+    if scenes is None and metal is not None:
+        raise SlotnbError(f'metal is {metal}, but scenes is not given; say how many to make')
     mi, mj, out_dir = _mitsuba(), need('mujoco'), Path(out_dir)
-    if min_pixels is None: min_pixels = pixels_needed(size)
+    if min_pixels is None:
+        min_pixels = pixels_needed(size)
     common = dict(seed=seed, size=size, num_frames=frames, min_pixels=min_pixels)
-    if scenes is None: kinds = {s: [dict(kind=k) for k in scene_kinds(*n)] for s, n in COMMITTED.items()}
-    else: kinds = {split: [dict(kind='share', metal='{}..{}'.format(*parse_metal(0.5 if metal is None else metal)))]*scenes}
+    if scenes is None:
+        kinds = {s: [dict(kind=k) for k in scene_kinds(*n)] for s, n in COMMITTED.items()}
+    else:
+        kinds = {
+            split: [dict(kind='share', metal='{}..{}'.format(*parse_metal(0.5 if metal is None else metal)))] * scenes
+        }
     tasks = []
     for s, flags in kinds.items():
         share = flags[0].get('metal', 'committed')
         made_with = dict(mujoco=mj.__version__, mitsuba=mi.__version__)
-        _claim(out_dir, s, dict(seed=seed, size=size, frames=frames, min_pixels=min_pixels, metal=share, samples=samples,
-                                depth=depth, normals=normals, **made_with))
-        tasks += [(out_dir/s/f'scene_{i:04d}', dict(common, split=s, index=i, **f), samples, depth, normals) for i, f in enumerate(flags)]
+        _claim(
+            out_dir,
+            s,
+            dict(
+                seed=seed,
+                size=size,
+                frames=frames,
+                min_pixels=min_pixels,
+                metal=share,
+                samples=samples,
+                depth=depth,
+                normals=normals,
+                **made_with,
+            ),
+        )
+        tasks += [
+            (out_dir / s / f'scene_{i:04d}', dict(common, split=s, index=i, **f), samples, depth, normals)
+            for i, f in enumerate(flags)
+        ]
     todo = [t for t in tasks if not t[0].exists()]
     workers = min(workers, len(todo))
-    if workers <= 1: _threads(_cores())
+    if workers <= 1:
+        _threads(_cores())
     run = _in_processes(todo, workers) if workers > 1 else (_make(*t) for t in todo)
     with closing(run):
-        for _ in tqdm(run, 'scenes', total=len(tasks), initial=len(tasks) - len(todo), smoothing=0, disable=not progress): pass
+        for _ in tqdm(
+            run, 'scenes', total=len(tasks), initial=len(tasks) - len(todo), smoothing=0, disable=not progress
+        ):
+            pass
     return len(todo)

@@ -19,115 +19,167 @@ from .train import load_tensors
 
 # %% ../nbs/53_report.ipynb #cell-5
 def load_runs(
-    runs_dir:str|Path, # of a sweep
-) -> pd.DataFrame: # one row a finished run: its settings, its results, `label` and `run_dir`
+    runs_dir: str | Path,  # of a sweep
+) -> pd.DataFrame:  # one row a finished run: its settings, its results, `label` and `run_dir`
     "Read what the finished runs of a sweep wrote."
     rows = []
     for path in sorted(Path(runs_dir).glob('*/*/result.json')):
-        book = read_json(path.parent/'config.json')
-        rows.append(book['config'] | read_json(path) | dict(run_dir=str(path.parent), label=label(book), weights=book['backbone']['weights']))
-    if not rows: raise SlotnbError(f"'{runs_dir}' holds no finished run; make some with slotnb sweep --out_dir {runs_dir}")
+        book = read_json(path.parent / 'config.json')
+        rows.append(
+            book['config']
+            | read_json(path)
+            | dict(run_dir=str(path.parent), label=label(book), weights=book['backbone']['weights'])
+        )
+    if not rows:
+        raise SlotnbError(f"'{runs_dir}' holds no finished run; make some with slotnb sweep --out_dir {runs_dir}")
     return pd.DataFrame(rows)
 
+
 def label(
-    book:dict, # a run's config.json
-) -> str: # what tables and figures call the features of the run
+    book: dict,  # a run's config.json
+) -> str:  # what tables and figures call the features of the run
     "Backbone, the std it was rescaled to, and RANDOM WEIGHTS where they are."
     c = book['config']
-    return c['backbone'] + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '') + (' RANDOM WEIGHTS' if 'RANDOM' in book['backbone']['weights'] else '')
+    return (
+        c['backbone']
+        + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '')
+        + (' RANDOM WEIGHTS' if 'RANDOM' in book['backbone']['weights'] else '')
+    )
 
 # %% ../nbs/53_report.ipynb #cell-8
 PERCENT = ('fg_ari', 'ari', 'mbo', 'miou', 'best_overlap')
 
+
 def results_table(
-    runs:pd.DataFrame, # of `load_runs`
-    columns:dict[str, str], # column of `runs`: its heading; metrics that are fractions are shown times 100
-    missing:dict[str, str]|None=None, # backbone: why it could not be measured
-    by:tuple[str, ...]=('label', 'normalizer'), # what makes a row
-) -> pd.DataFrame: # text: mean and spread over seeds
+    runs: pd.DataFrame,  # of `load_runs`
+    columns: dict[str, str],  # column of `runs`: its heading; metrics that are fractions are shown times 100
+    missing: dict[str, str] | None = None,  # backbone: why it could not be measured
+    by: tuple[str, ...] = ('label', 'normalizer'),  # what makes a row
+) -> pd.DataFrame:  # text: mean and spread over seeds
     "Mean ± standard deviation over seeds."
+
     def cell(values, name):
-        if not pd.api.types.is_numeric_dtype(values): return ', '.join(sorted(set(map(str, values))))
-        v = values*(100 if name.startswith(PERCENT) else 1)
+        if not pd.api.types.is_numeric_dtype(values):
+            return ', '.join(sorted(set(map(str, values))))
+        v = values * (100 if name.startswith(PERCENT) else 1)
         digits = 1 if name.startswith(PERCENT) or v.abs().max() >= 20 else 3
         return f'{v.mean():.{digits}f}' + (f' ± {v.std():.{digits}f}' if len(v) > 1 else '')
-    rows = [dict(zip(by, key)) | {head: cell(g[c], c) for c, head in columns.items()} | dict(seeds=str(len(g))) for key, g in runs.groupby(list(by), sort=False)]
-    rows += [dict.fromkeys([*by, *columns.values(), 'seeds'], 'not measured') | {by[0]: name, 'seeds': '0'} for name in (missing or {})]
+
+    rows = [
+        dict(zip(by, key)) | {head: cell(g[c], c) for c, head in columns.items()} | dict(seeds=str(len(g)))
+        for key, g in runs.groupby(list(by), sort=False)
+    ]
+    rows += [
+        dict.fromkeys([*by, *columns.values(), 'seeds'], 'not measured') | {by[0]: name, 'seeds': '0'}
+        for name in (missing or {})
+    ]
     return pd.DataFrame(rows).set_index(list(by))
 
 # %% ../nbs/53_report.ipynb #cell-10
 def load_curves(
-    runs:pd.DataFrame, # of `load_runs`
-) -> pd.DataFrame: # one row an epoch and run
+    runs: pd.DataFrame,  # of `load_runs`
+) -> pd.DataFrame:  # one row an epoch and run
     "The metrics.csv of every run, with the run's label, normalizer and seed."
-    return pd.concat([pd.read_csv(Path(r.run_dir)/'metrics.csv').assign(label=r.label, normalizer=r.normalizer, seed=r.seed) for r in runs.itertuples()],
-                     ignore_index=True)
+    return pd.concat(
+        [
+            pd.read_csv(Path(r.run_dir) / 'metrics.csv').assign(label=r.label, normalizer=r.normalizer, seed=r.seed)
+            for r in runs.itertuples()
+        ],
+        ignore_index=True,
+    )
+
 
 def load_features(
-    runs:pd.DataFrame, # of `load_runs`
-) -> pd.DataFrame: # one row a label and normalizer
+    runs: pd.DataFrame,  # of `load_runs`
+) -> pd.DataFrame:  # one row a label and normalizer
     "The feature-std table: what `features.json` of the first seed says (features do not depend on the seed, up to the held-out scenes)."
     rows = {}
     for r in runs.drop_duplicates(['label', 'normalizer']).itertuples():
-        stats = read_json(Path(r.run_dir)/'features.json')
-        rows.setdefault((r.label, 'none'), stats['raw']); rows[r.label, r.normalizer] = stats['normalised']
+        stats = read_json(Path(r.run_dir) / 'features.json')
+        rows.setdefault((r.label, 'none'), stats['raw'])
+        rows[r.label, r.normalizer] = stats['normalised']
     return pd.DataFrame(rows).T.rename_axis(['label', 'normalizer']).astype(dict(components_90=int))
 
 # %% ../nbs/53_report.ipynb #cell-12
 def plot_curves(
-    curves:pd.DataFrame, # of `load_curves`
-    columns:dict[str, str], # column: axis label, one panel each
+    curves: pd.DataFrame,  # of `load_curves`
+    columns: dict[str, str],  # column: axis label, one panel each
 ) -> plt.Figure:
     "Training over epochs; the line is the mean of the seeds, the band their range."
     data = curves.assign(run=curves.label + ', ' + curves.normalizer)
-    fig, axs = plt.subplots(1, len(columns), figsize=(4.6*len(columns), 3.4))
+    fig, axs = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 3.4))
     for ax, (c, name) in zip(np.atleast_1d(axs), columns.items()):
-        sns.lineplot(data, x='epoch', y=c, hue='run', style='normalizer', errorbar=('pi', 100), ax=ax, palette='colorblind')
-        ax.set(ylabel=name, title=name); ax.legend().remove()
-        if c.endswith('mse'): ax.set_yscale('log')
-        if c.endswith('fvu'): ax.set_ylim(0, 1.2)
+        sns.lineplot(
+            data, x='epoch', y=c, hue='run', style='normalizer', errorbar=('pi', 100), ax=ax, palette='colorblind'
+        )
+        ax.set(ylabel=name, title=name)
+        ax.legend().remove()
+        if c.endswith('mse'):
+            ax.set_yscale('log')
+        if c.endswith('fvu'):
+            ax.set_ylim(0, 1.2)
     handles, labels = ax.get_legend_handles_labels()
     keep = [i for i, l in enumerate(labels) if l in set(data.run)]
-    fig.legend([handles[i] for i in keep], [labels[i] for i in keep], loc='upper center', bbox_to_anchor=(.5, 0), ncols=2, frameon=False)
-    fig.tight_layout(); plt.close(fig)
+    fig.legend(
+        [handles[i] for i in keep],
+        [labels[i] for i in keep],
+        loc='upper center',
+        bbox_to_anchor=(0.5, 0),
+        ncols=2,
+        frameon=False,
+    )
+    fig.tight_layout()
+    plt.close(fig)
     return mark(fig, data.label)
+
 
 def mark(fig, labels):
     "Stamp a figure in which random weights take part."
-    if any('RANDOM' in l for l in labels): stamp(fig, 'RANDOM WEIGHTS')
+    if any('RANDOM' in l for l in labels):
+        stamp(fig, 'RANDOM WEIGHTS')
     return fig
 
 # %% ../nbs/53_report.ipynb #cell-13
 def plot_scores(
-    runs:pd.DataFrame, # of `load_runs`
-    floors:pd.DataFrame, # of `slotnb.sweep.score_floors`
-    columns:dict[str, str], # column of `runs`: axis label, one panel each
+    runs: pd.DataFrame,  # of `load_runs`
+    floors: pd.DataFrame,  # of `slotnb.sweep.score_floors`
+    columns: dict[str, str],  # column of `runs`: axis label, one panel each
 ) -> plt.Figure:
     "One dot a seed, beside the floors that nobody trained."
     data = runs.assign(run=runs.label + ', ' + runs.normalizer)
-    fig, axs = plt.subplots(1, len(columns), figsize=(4.6*len(columns), .45*data.run.nunique() + 2), sharey=True)
+    fig, axs = plt.subplots(1, len(columns), figsize=(4.6 * len(columns), 0.45 * data.run.nunique() + 2), sharey=True)
     for ax, (c, name) in zip(np.atleast_1d(axs), columns.items()):
-        sns.stripplot(x=100*data[c], y=data.run, hue=data.run, ax=ax, palette='colorblind', legend=False, size=7)
-        for (method, v), style in zip((100*floors.groupby('method', sort=False)[c if c in floors else c.rsplit('_', 1)[0] + '_masks'].mean()).items(), ('-', '--', ':', '-.')):
+        sns.stripplot(x=100 * data[c], y=data.run, hue=data.run, ax=ax, palette='colorblind', legend=False, size=7)
+        for (method, v), style in zip(
+            (
+                100 * floors.groupby('method', sort=False)[c if c in floors else c.rsplit('_', 1)[0] + '_masks'].mean()
+            ).items(),
+            ('-', '--', ':', '-.'),
+        ):
             ax.axvline(v, ls=style, color='0.5', lw=1, label=method)
         ax.set(xlabel=name, ylabel='', xlim=(0, 100))
     handles, labels = ax.get_legend_handles_labels()
-    fig.legend(handles, labels, loc='upper center', bbox_to_anchor=(.5, 0), ncols=2, frameon=False)
-    fig.tight_layout(); plt.close(fig)
+    fig.legend(handles, labels, loc='upper center', bbox_to_anchor=(0.5, 0), ncols=2, frameon=False)
+    fig.tight_layout()
+    plt.close(fig)
     return mark(fig, data.label)
 
 # %% ../nbs/53_report.ipynb #cell-14
 def _test_masks(run_dir, source):
     "A run's config.json, its masks of the test scenes (s k n), and their grid (h, w)."
-    book = read_json(Path(run_dir)/'config.json')
-    return book, load_tensors(Path(run_dir)/'test_masks.safetensors')[0][source].float(), tuple(book['backbone']['grid'])
+    book = read_json(Path(run_dir) / 'config.json')
+    return (
+        book,
+        load_tensors(Path(run_dir) / 'test_masks.safetensors')[0][source].float(),
+        tuple(book['backbone']['grid']),
+    )
 
 # %% ../nbs/53_report.ipynb #cell-15
 def plot_masks(
-    run_dir:str|Path, # a finished run
-    scenes:list, # of `slotnb.data.Sample`, the test scenes in order
-    ids:list[int], # which of them; the same for every run
-    source:str='attn', # 'attn' or 'masks'
+    run_dir: str | Path,  # a finished run
+    scenes: list,  # of `slotnb.data.Sample`, the test scenes in order
+    ids: list[int],  # which of them; the same for every run
+    source: str = 'attn',  # 'attn' or 'masks'
 ) -> plt.Figure:
     "Image, truth, segments and every slot's soft mask of some test scenes."
     book, masks, grid = _test_masks(run_dir, source)
@@ -137,123 +189,210 @@ def plot_masks(
 
 # %% ../nbs/53_report.ipynb #cell-16
 def plot_refined(
-    run_dir:str|Path, # a finished run
-    scenes:list, # of `slotnb.data.Sample`, the test scenes in order
-    ids:list[int], # which of them
+    run_dir: str | Path,  # a finished run
+    scenes: list,  # of `slotnb.data.Sample`, the test scenes in order
+    ids: list[int],  # which of them
 ) -> plt.Figure:
     "Image, truth (where all have one), and slot attention's masks refined by the image, one scene a column."
     book, attn, grid = _test_masks(run_dir, 'attn')
     chosen = [scenes[i] for i in ids]
     segments = [refine_masks(s.image, attn[i], grid=grid) for i, s in zip(ids, chosen)]
     truth = all(s.segmentation is not None for s in chosen)
-    colored = [overlay(s.image, l, match_colors(s.segmentation, l) if truth else np.arange(l.max() + 1) + 1) for s, l in zip(chosen, segments)]
+    colored = [
+        overlay(s.image, l, match_colors(s.segmentation, l) if truth else np.arange(l.max() + 1) + 1)
+        for s, l in zip(chosen, segments)
+    ]
     rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen if truth] + colored
     return mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [label(book)])
 
 # %% ../nbs/53_report.ipynb #bcb94d3c
 def plot_materials(
-    runs:pd.DataFrame, # of `load_runs`
-    source:str='attn', # 'attn' or 'masks'
+    runs: pd.DataFrame,  # of `load_runs`
+    source: str = 'attn',  # 'attn' or 'masks'
 ) -> plt.Figure:
     "Best overlap of metal against that of rubber objects; one dot a seed."
-    long = runs.melt(['label', 'normalizer', 'seed'], [f'best_overlap_{m}_{source}' for m in ('metal', 'rubber')], 'material', 'overlap')
-    long = long.assign(material=long.material.str.split('_').str[2], run=long.label + ', ' + long.normalizer, overlap=100*long.overlap)
-    fig, ax = plt.subplots(figsize=(7, .45*long.run.nunique() + 1.2))
+    long = runs.melt(
+        ['label', 'normalizer', 'seed'],
+        [f'best_overlap_{m}_{source}' for m in ('metal', 'rubber')],
+        'material',
+        'overlap',
+    )
+    long = long.assign(
+        material=long.material.str.split('_').str[2],
+        run=long.label + ', ' + long.normalizer,
+        overlap=100 * long.overlap,
+    )
+    fig, ax = plt.subplots(figsize=(7, 0.45 * long.run.nunique() + 1.2))
     sns.stripplot(long, x='overlap', y='run', hue='material', dodge=True, palette=['#0072B2', '#D55E00'], ax=ax, size=7)
-    ax.set(xlabel='mean best overlap of an object (IoU, %)', ylabel=''); fig.tight_layout(); plt.close(fig)
+    ax.set(xlabel='mean best overlap of an object (IoU, %)', ylabel='')
+    fig.tight_layout()
+    plt.close(fig)
     return mark(fig, long.label)
 
 # %% ../nbs/53_report.ipynb #speed1
 def speed_table(
-    result:dict, # what benchmarks/run.py wrote
-) -> pd.DataFrame: # text; one row a size and side
+    result: dict,  # what benchmarks/run.py wrote
+) -> pd.DataFrame:  # text; one row a size and side
     "A training step against the same equations written plainly."
     rows = []
     for r in result['steps']['result']['rows']:
         for side, s in r['step'].items():
             forward = r['forward'].get(side)
-            rows.append({'size': r['size'], 'side': side, 'step, ms': _quartiles(s, 1000), 'times plain': _quartiles(s['ratio'], 1, 2),
-                'forward, ms': _quartiles(forward, 1000) if forward else '', 'peak memory, MB': f"{r['peak_bytes'][side]/1e6:.1f}",
-                'of plain': f"{r['peak_bytes'][side]/r['peak_bytes']['plain']:.2f}", 'GFLOP': f"{r['flops'][side]/1e9:.2f}",
-                'GFLOP/s': f"{r['flops'][side]/s['median']/1e9:.0f}", 'of peak': f"{100*r['share_of_peak'][side]:.0f} %",
-                'J': '' if r['joules'][side] is None else f"{r['joules'][side]:.1f}"})
+            rows.append(
+                {
+                    'size': r['size'],
+                    'side': side,
+                    'step, ms': _quartiles(s, 1000),
+                    'times plain': _quartiles(s['ratio'], 1, 2),
+                    'forward, ms': _quartiles(forward, 1000) if forward else '',
+                    'peak memory, MB': f"{r['peak_bytes'][side] / 1e6:.1f}",
+                    'of plain': f"{r['peak_bytes'][side] / r['peak_bytes']['plain']:.2f}",
+                    'GFLOP': f"{r['flops'][side] / 1e9:.2f}",
+                    'GFLOP/s': f"{r['flops'][side] / s['median'] / 1e9:.0f}",
+                    'of peak': f"{100 * r['share_of_peak'][side]:.0f} %",
+                    'J': '' if r['joules'][side] is None else f"{r['joules'][side]:.1f}",
+                }
+            )
     return pd.DataFrame(rows).set_index(['size', 'side'])
+
 
 def _quartiles(s, factor, digits=1):
     "Median and the quartiles around it."
     low, high = s['quartiles']
-    return f"{factor*s['median']:.{digits}f} ({factor*low:.{digits}f} to {factor*high:.{digits}f})"
+    return f"{factor * s['median']:.{digits}f} ({factor * low:.{digits}f} to {factor * high:.{digits}f})"
 
 # %% ../nbs/53_report.ipynb #speed2
-TRAINED = {('default', 2): 'default model', ('default', 16): 'default model, batch 16', ('mlp', 2): 'MLP decoder, narrow'} # model and batch size: row of `speed_table`
+TRAINED = {
+    ('default', 2): 'default model',
+    ('default', 16): 'default model, batch 16',
+    ('mlp', 2): 'MLP decoder, narrow',
+}  # model and batch size: row of `speed_table`
+
 
 def throughput_table(
-    result:dict, # what benchmarks/run.py wrote
-) -> pd.DataFrame: # text; one row a way to train
+    result: dict,  # what benchmarks/run.py wrote
+) -> pd.DataFrame:  # text; one row a way to train
     "Images per second beside what the trained model is worth: mean ± standard deviation over seeds, on the test scenes."
     steps, rows = {r['size']: r for r in result['steps']['result']['rows']}, []
     trained = pd.DataFrame(result['quality']['result']['rows'])
     for (model, side, batch, rate), g in trained.groupby(['model', 'side', 'batch_size', 'rate'], sort=False):
-        plain = 2/steps[TRAINED[model, 2]]['step']['plain']['median']
-        if side!='stack': speed = batch/steps[TRAINED[model, batch]]['step'][side]['median']
-        elif 'vectorize' in result: # a run-epoch has `train_images` images; held-out images and files are in its time
-            many = result['vectorize']['result']; speed = many['sides']['vectorized']['run_epochs_per_second']*many['train_images']
-        else: continue
-        rows.append({'model': model, 'side': side if side!='stack' else f"{many['runs']} runs at once", 'batch': batch, 'learning rate': f'x {rate}',
-            'images/s': f'{speed:.0f}', 'times plain at batch 2': f'{speed/plain:.2f}',
-            'FVU': f'{g.test_fvu.mean():.3f} ± {g.test_fvu.std():.3f}',
-            **{name: f'{100*g[k].mean():.1f} ± {100*g[k].std():.1f}' for k, name in dict(fg_ari='FG-ARI', ari='ARI', mbo='mBO').items()}, 'seeds': str(len(g))})
+        plain = 2 / steps[TRAINED[model, 2]]['step']['plain']['median']
+        if side != 'stack':
+            speed = batch / steps[TRAINED[model, batch]]['step'][side]['median']
+        elif 'vectorize' in result:  # a run-epoch has `train_images` images; held-out images and files are in its time
+            many = result['vectorize']['result']
+            speed = many['sides']['vectorized']['run_epochs_per_second'] * many['train_images']
+        else:
+            continue
+        rows.append(
+            {
+                'model': model,
+                'side': side if side != 'stack' else f"{many['runs']} runs at once",
+                'batch': batch,
+                'learning rate': f'x {rate}',
+                'images/s': f'{speed:.0f}',
+                'times plain at batch 2': f'{speed / plain:.2f}',
+                'FVU': f'{g.test_fvu.mean():.3f} ± {g.test_fvu.std():.3f}',
+                **{
+                    name: f'{100 * g[k].mean():.1f} ± {100 * g[k].std():.1f}'
+                    for k, name in dict(fg_ari='FG-ARI', ari='ARI', mbo='mBO').items()
+                },
+                'seeds': str(len(g)),
+            }
+        )
     return pd.DataFrame(rows).set_index(['model', 'side', 'batch', 'learning rate'])
 
+
 def paired_table(
-    result:dict, # what benchmarks/run.py wrote
-) -> pd.DataFrame: # text; one row a model and side
+    result: dict,  # what benchmarks/run.py wrote
+) -> pd.DataFrame:  # text; one row a model and side
     "Each side minus the plain one, seed by seed: the mean difference and its 95 % interval; of the loss curves, the mean difference in units of the plain side's spread over seeds: in the median window, the last, and the worst."
-    def cell(d, factor): return f"{factor*d['difference']:+.2f} ± {factor*d['interval']:.2f}"
-    return pd.DataFrame([{'model': r['model'], 'side': r['side'], **{f'loss curve, {k}': f"{v:.2f}" for k, v in r['curve'].items()},
-        'FVU': cell(r['test_fvu'], 1), 'FG-ARI': cell(r['fg_ari'], 100), 'ARI': cell(r['ari'], 100), 'mBO': cell(r['mbo'], 100), 'seeds': str(r['seeds'])}
-        for r in result['quality']['result']['paired']]).set_index(['model', 'side'])
+
+    def cell(d, factor):
+        return f"{factor * d['difference']:+.2f} ± {factor * d['interval']:.2f}"
+
+    return pd.DataFrame(
+        [
+            {
+                'model': r['model'],
+                'side': r['side'],
+                **{f'loss curve, {k}': f"{v:.2f}" for k, v in r['curve'].items()},
+                'FVU': cell(r['test_fvu'], 1),
+                'FG-ARI': cell(r['fg_ari'], 100),
+                'ARI': cell(r['ari'], 100),
+                'mBO': cell(r['mbo'], 100),
+                'seeds': str(r['seeds']),
+            }
+            for r in result['quality']['result']['paired']
+        ]
+    ).set_index(['model', 'side'])
 
 # %% ../nbs/53_report.ipynb #speed3
 def plot_speed(
-    result:dict, # what benchmarks/run.py wrote
+    result: dict,  # what benchmarks/run.py wrote
 ) -> plt.Figure:
     "Step time and peak memory relative to the plain side, and the share of the processor's peak."
-    rows = [dict(size=r['size'], side=side, speed=s['ratio']['median'], memory=r['peak_bytes'][side]/r['peak_bytes']['plain'], peak=100*r['share_of_peak'][side])
-            for r in result['steps']['result']['rows'] for side, s in r['step'].items()]
+    rows = [
+        dict(
+            size=r['size'],
+            side=side,
+            speed=s['ratio']['median'],
+            memory=r['peak_bytes'][side] / r['peak_bytes']['plain'],
+            peak=100 * r['share_of_peak'][side],
+        )
+        for r in result['steps']['result']['rows']
+        for side, s in r['step'].items()
+    ]
     data = pd.DataFrame(rows)
-    fig, axs = plt.subplots(1, 3, figsize=(13, .45*data['size'].nunique() + 1.6), sharey=True)
-    for ax, (c, name) in zip(axs, dict(speed='times as fast as plain', memory='peak memory, of plain', peak='share of the peak, %').items()):
-        sns.barplot(data, x=c, y='size', hue='side', ax=ax, palette='colorblind'); ax.set(xlabel=name, ylabel=''); ax.legend().remove()
-        if c!='peak': ax.axvline(1, color='0.3', lw=1)
-    fig.legend(*ax.get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(.5, 0), ncols=3, frameon=False)
-    fig.tight_layout(); plt.close(fig)
+    fig, axs = plt.subplots(1, 3, figsize=(13, 0.45 * data['size'].nunique() + 1.6), sharey=True)
+    for ax, (c, name) in zip(
+        axs, dict(speed='times as fast as plain', memory='peak memory, of plain', peak='share of the peak, %').items()
+    ):
+        sns.barplot(data, x=c, y='size', hue='side', ax=ax, palette='colorblind')
+        ax.set(xlabel=name, ylabel='')
+        ax.legend().remove()
+        if c != 'peak':
+            ax.axvline(1, color='0.3', lw=1)
+    fig.legend(*ax.get_legend_handles_labels(), loc='upper center', bbox_to_anchor=(0.5, 0), ncols=3, frameon=False)
+    fig.tight_layout()
+    plt.close(fig)
     return fig
 
 # %% ../nbs/53_report.ipynb #21bce909
 def render_notebook(
-    notebook:str|Path, # with a cell tagged `parameters`
-    out:str|Path, # the page; the executed notebook is put beside it
-    parameters:dict, # what that cell declares, paths absolute
-) -> Path: # of the page
+    notebook: str | Path,  # with a cell tagged `parameters`
+    out: str | Path,  # the page; the executed notebook is put beside it
+    parameters: dict,  # what that cell declares, paths absolute
+) -> Path:  # of the page
     "Execute a notebook by papermill in its own folder and write it as one HTML file, without code."
     import papermill as pm
     from nbconvert import HTMLExporter
-    if not Path(notebook).is_file(): raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
-    out = Path(out); out.parent.mkdir(parents=True, exist_ok=True)
+
+    if not Path(notebook).is_file():
+        raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
+    out = Path(out)
+    out.parent.mkdir(parents=True, exist_ok=True)
     done = out.with_suffix('.ipynb')
     pm.execute_notebook(str(notebook), str(done), parameters, cwd=str(Path(notebook).parent), progress_bar=False)
-    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_filename(str(done))
-    page = re.sub(r'(<h[1-6] id="|class="anchor-link" href="#)([^"]+)', lambda m: m[1] + m[2].lower(), page) # headings have the names that they have on the site
-    with atomic_path(out) as tmp: tmp.write_text(page)
+    page, _ = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True).from_filename(
+        str(done)
+    )
+    page = re.sub(
+        r'(<h[1-6] id="|class="anchor-link" href="#)([^"]+)', lambda m: m[1] + m[2].lower(), page
+    )  # headings have the names that they have on the site
+    with atomic_path(out) as tmp:
+        tmp.write_text(page)
     return out
 
+
 def build_report(
-    runs_dir:str|Path='runs', # of a sweep
-    out:str|Path='reports/_build/ta_report.html', # the page; the executed notebook is put beside it
-    notebook:str|Path='reports/ta_report.ipynb', # the report's source
-) -> Path: # of the page
+    runs_dir: str | Path = 'runs',  # of a sweep
+    out: str | Path = 'reports/_build/ta_report.html',  # the page; the executed notebook is put beside it
+    notebook: str | Path = 'reports/ta_report.ipynb',  # the report's source
+) -> Path:  # of the page
     "Execute the report notebook over the runs and write it as one HTML file."
-    if 'ari_attn' not in load_runs(runs_dir): # said here, not by a notebook's traceback
-        raise SlotnbError(f"the runs in '{runs_dir}' have no truth, and the report compares ARI and mBO, which need masks; see result.json and run.ipynb of each run")
+    if 'ari_attn' not in load_runs(runs_dir):  # said here, not by a notebook's traceback
+        raise SlotnbError(
+            f"the runs in '{runs_dir}' have no truth, and the report compares ARI and mBO, which need masks; see result.json and run.ipynb of each run"
+        )
     return render_notebook(notebook, out, dict(runs_dir=os.path.abspath(runs_dir)))

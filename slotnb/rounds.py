@@ -300,103 +300,183 @@ extern "C" void mixed(const float* feats, const float* logits, const float* targ
 
 # %% ../nbs/38_rounds.ipynb #ro-13
 class _Work(ctypes.Structure):
-    _fields_ = [('x', ctypes.c_void_p), ('start', ctypes.c_void_p), ('w', ctypes.c_void_p*15), *((n, ctypes.c_void_p) for n in ('slots', 'logits', 'd_slots', 'd_logits', 'dx', 'd_start')),
-                ('g', ctypes.c_void_p*15), ('kept', ctypes.c_void_p), ('scratch', ctypes.c_void_p), *((n, ctypes.c_int) for n in ('b', 'k', 'n', 'd', 'h', 'rounds')), *((n, ctypes.c_float) for n in ('scale', 'eps', 'tiny'))]
+    _fields_ = [
+        ('x', ctypes.c_void_p),
+        ('start', ctypes.c_void_p),
+        ('w', ctypes.c_void_p * 15),
+        *((n, ctypes.c_void_p) for n in ('slots', 'logits', 'd_slots', 'd_logits', 'dx', 'd_start')),
+        ('g', ctypes.c_void_p * 15),
+        ('kept', ctypes.c_void_p),
+        ('scratch', ctypes.c_void_p),
+        *((n, ctypes.c_int) for n in ('b', 'k', 'n', 'd', 'h', 'rounds')),
+        *((n, ctypes.c_float) for n in ('scale', 'eps', 'tiny')),
+    ]
+
 
 def _for_registers(name, *sources):
     "A library for the widest registers of this processor, or the reason why there is none."
     kind = torch.backends.cpu.get_cpu_capability()
-    if kind not in VECTORS: return 'this processor has neither AVX2 nor AVX-512'
-    return compiled(name, ''.join(sources), [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'])
+    if kind not in VECTORS:
+        return 'this processor has neither AVX2 nor AVX-512'
+    return compiled(
+        name,
+        ''.join(sources),
+        [*VECTORS[kind], '-ffp-contract=fast', '-fno-math-errno', '-fno-trapping-math', '-fopenmp'],
+    )
+
 
 def _check_single(names, *tensors):
-    if any(t.dtype!=torch.float32 or t.device.type!='cpu' for t in tensors): raise SlotnbError(f'{names} must all be in single precision on the CPU')
+    if any(t.dtype != torch.float32 or t.device.type != 'cpu' for t in tensors):
+        raise SlotnbError(f'{names} must all be in single precision on the CPU')
+
 
 @functools.lru_cache
-def _library(): return _for_registers('rounds', _REGISTERS, _PRODUCT, _POINTS, _ROUNDS, _MIXTURE)
+def _library():
+    return _for_registers('rounds', _REGISTERS, _PRODUCT, _POINTS, _ROUNDS, _MIXTURE)
+
 
 def rounds_obstacle(
-    x:Tensor, # (b n d) patches
-    hidden_dim:int, # of the residual MLP
-) -> str: # '' where `Rounds` can be had
+    x: Tensor,  # (b n d) patches
+    hidden_dim: int,  # of the residual MLP
+) -> str:  # '' where `Rounds` can be had
     "Why slot attention's rounds can't be two calls for these patches on this machine."
-    if x.device.type!='cpu' or x.dtype!=torch.float32: return 'they are compiled for single precision on a CPU'
-    if not len(x): return 'there is no image'
-    if x.shape[-1]%16 or hidden_dim%16: return f'its widths {x.shape[-1]} and {hidden_dim} are no multiples of 16'
+    if x.device.type != 'cpu' or x.dtype != torch.float32:
+        return 'they are compiled for single precision on a CPU'
+    if not len(x):
+        return 'there is no image'
+    if x.shape[-1] % 16 or hidden_dim % 16:
+        return f'its widths {x.shape[-1]} and {hidden_dim} are no multiples of 16'
     return why if isinstance(why := _library(), str) else ''
 
 # %% ../nbs/38_rounds.ipynb #ro-14
-_WORTH = 4 # images at least for a piece of a model: each has weights turned and gradients of its own, which for fewer images is more memory than the time is worth
-_KEPT, _AHEAD, _BACK = range(3) # memory: until the way back, and within one way
+_WORTH = 4  # images at least for a piece of a model: each has weights turned and gradients of its own, which for fewer images is more memory than the time is worth
+_KEPT, _AHEAD, _BACK = range(3)  # memory: until the way back, and within one way
+
 
 def _each(works, call):
     "Torch's threads share out the works."
-    call((_Work*len(works))(*works), len(works), min(torch.get_num_threads(), len(works)))
+    call((_Work * len(works))(*works), len(works), min(torch.get_num_threads(), len(works)))
+
 
 def _memory(works, which):
     "So much for each work; the first is the largest."
-    sizes = (ctypes.c_long*3)()
+    sizes = (ctypes.c_long * 3)()
     _library().memory_of(ctypes.byref(works[0]), sizes)
-    return torch.empty(len(works), -(-sizes[which]//16)*16, dtype=torch.float32, device='cpu')
+    return torch.empty(len(works), -(-sizes[which] // 16) * 16, dtype=torch.float32, device='cpu')
+
 
 class Rounds(torch.autograd.Function):
     "Rounds of slot attention behind `norm_inputs`, of one model or, where weights have an axis in front, of as many, each with its share of the images; to be differentiated once."
+
     @staticmethod
-    def forward(ctx, x, slots, num_iters, scale, eps, *params): # (b n d), (b k d), weights in the order of `attend` -> slots (b k d), logits (b k n)
-        (b, k, d), n, h, runs = slots.shape, x.shape[1], params[11].shape[-2], len(params[2]) if params[2].ndim==3 else 1
+    def forward(
+        ctx, x, slots, num_iters, scale, eps, *params
+    ):  # (b n d), (b k d), weights in the order of `attend` -> slots (b k d), logits (b k n)
+        (b, k, d), n, h, runs = (
+            slots.shape,
+            x.shape[1],
+            params[11].shape[-2],
+            len(params[2]) if params[2].ndim == 3 else 1,
+        )
         _check_single('patches, slots and weights', x, slots, *params)
-        if b%runs or params[2].shape[-1]!=d: raise SlotnbError(f'{b} images of width {d} do not fit {runs} models of width {params[2].shape[-1]}')
+        if b % runs or params[2].shape[-1] != d:
+            raise SlotnbError(f'{b} images of width {d} do not fit {runs} models of width {params[2].shape[-1]}')
         x, slots, *params = (t.contiguous() for t in (x, slots, *params))
-        out, logits, images, works = torch.empty_like(slots), slots.new_empty(b, k, n), b//runs, []
-        size = -(-images//max(1, min(images//_WORTH, torch.get_num_threads()//runs))) # images that go together; where there are more threads than models, a model's may be shared out
-        for start in (r*images + i for r in range(runs) for i in range(0, images, size)):
-            w = _Work(b=min(size, images - start%images), k=k, n=n, d=d, h=h, rounds=num_iters, scale=scale, eps=eps, tiny=EPS)
+        out, logits, images, works = torch.empty_like(slots), slots.new_empty(b, k, n), b // runs, []
+        size = -(
+            -images // max(1, min(images // _WORTH, torch.get_num_threads() // runs))
+        )  # images that go together; where there are more threads than models, a model's may be shared out
+        for start in (r * images + i for r in range(runs) for i in range(0, images, size)):
+            w = _Work(
+                b=min(size, images - start % images),
+                k=k,
+                n=n,
+                d=d,
+                h=h,
+                rounds=num_iters,
+                scale=scale,
+                eps=eps,
+                tiny=EPS,
+            )
             w.x, w.start, w.slots, w.logits = (t[start].data_ptr() for t in (x, slots, out, logits))
-            w.w = (ctypes.c_void_p*len(params))(*(p.data_ptr() + start//images*(p.nbytes//runs) for p in params))
+            w.w = (ctypes.c_void_p * len(params))(
+                *(p.data_ptr() + start // images * (p.nbytes // runs) for p in params)
+            )
             works.append(w)
         kept, scratch = (_memory(works, which) for which in (_KEPT, _AHEAD))
-        for w, a, c in zip(works, kept, scratch): w.kept, w.scratch = a.data_ptr(), c.data_ptr()
+        for w, a, c in zip(works, kept, scratch):
+            w.kept, w.scratch = a.data_ptr(), c.data_ptr()
         _each(works, _library().forward)
         ctx.kept = works, kept, runs
-        ctx.save_for_backward(x, slots, *params) # what the works point to
+        ctx.save_for_backward(x, slots, *params)  # what the works point to
         ctx.set_materialize_grads(False)
         return out, logits
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_slots, d_logits):
-        if ctx.kept is None: raise RuntimeError('attend was differentiated twice; what it kept is gone')
+        if ctx.kept is None:
+            raise RuntimeError('attend was differentiated twice; what it kept is gone')
         (works, _kept, runs), (x, slots, *params), start = ctx.kept, ctx.saved_tensors, 0
         ctx.kept, scratch = None, _memory(works, _BACK)
         d_slots, d_logits = (t if t is None else t.contiguous() for t in (d_slots, d_logits))
-        dx, d_start, grads = torch.empty_like(x), torch.empty_like(slots), [p.new_empty(len(works), p.numel()//runs) for p in params]
+        dx, d_start, grads = (
+            torch.empty_like(x),
+            torch.empty_like(slots),
+            [p.new_empty(len(works), p.numel() // runs) for p in params],
+        )
         for i, w in enumerate(works):
-            w.d_slots, w.d_logits, w.dx, w.d_start = (t if t is None else t[start].data_ptr() for t in (d_slots, d_logits, dx, d_start))
-            w.g, w.scratch = (ctypes.c_void_p*len(grads))(*(g[i].data_ptr() for g in grads)), scratch[i].data_ptr()
+            w.d_slots, w.d_logits, w.dx, w.d_start = (
+                t if t is None else t[start].data_ptr() for t in (d_slots, d_logits, dx, d_start)
+            )
+            w.g, w.scratch = (ctypes.c_void_p * len(grads))(*(g[i].data_ptr() for g in grads)), scratch[i].data_ptr()
             start += w.b
         _each(works, _library().backward)
-        return dx, d_start, None, None, None, *((g if len(works)==runs else g.view(runs, -1, g.shape[1]).sum(1)).view_as(p) for g, p in zip(grads, params))
+        return (
+            dx,
+            d_start,
+            None,
+            None,
+            None,
+            *(
+                (g if len(works) == runs else g.view(runs, -1, g.shape[1]).sum(1)).view_as(p)
+                for g, p in zip(grads, params)
+            ),
+        )
 
 # %% ../nbs/38_rounds.ipynb #ro-21
 def mixed_gradients(
-    feats:Tensor, # (b k d) what each slot adds to the patches that it wins
-    logits:Tensor, # (b k n) of slot attention
-    target:Tensor, # (b n d) features
-    temperature:float|Tensor=1., # of the masks; a number an image is (b 1 1)
-    runs:int=1, # that the images belong to, in equal shares
-) -> tuple[Tensor, Tensor, Tensor]: # MSE (runs), its gradients for feats (b k d) and for logits (b k n)
+    feats: Tensor,  # (b k d) what each slot adds to the patches that it wins
+    logits: Tensor,  # (b k n) of slot attention
+    target: Tensor,  # (b n d) features
+    temperature: float | Tensor = 1.0,  # of the masks; a number an image is (b 1 1)
+    runs: int = 1,  # that the images belong to, in equal shares
+) -> tuple[Tensor, Tensor, Tensor]:  # MSE (runs), its gradients for feats (b k d) and for logits (b k n)
     "What `37_backward` computes as `mixed_mse`, 64 patches at a time, where `rounds_obstacle` has nothing against its target."
     (b, k, n), d = logits.shape, feats.shape[-1]
-    check_shape(feats, f'{b} {k} d', 'feats'); check_shape(target, f'{b} {n} {d}', 'target')
-    if why := rounds_obstacle(target, 16): raise SlotnbError(f'the mixture is not compiled for this target: {why}')
+    check_shape(feats, f'{b} {k} d', 'feats')
+    check_shape(target, f'{b} {n} {d}', 'target')
+    if why := rounds_obstacle(target, 16):
+        raise SlotnbError(f'the mixture is not compiled for this target: {why}')
     _check_single('feats, logits and target', feats, logits)
-    if b%runs: raise SlotnbError(f'{b} images are no equal shares of {runs} runs')
+    if b % runs:
+        raise SlotnbError(f'{b} images are no equal shares of {runs} runs')
     feats, logits, target = (t.contiguous() for t in (feats, logits, target))
     temperatures = torch.as_tensor(temperature, dtype=torch.float32).expand(b, 1, 1).contiguous()
     squares, d_feats, d_logits = torch.empty(b, dtype=torch.float64), torch.empty_like(feats), torch.empty_like(logits)
-    threads, size, count = min(torch.get_num_threads(), b), ctypes.c_long(), target.numel()//runs
+    threads, size, count = min(torch.get_num_threads(), b), ctypes.c_long(), target.numel() // runs
     _library().memory_of_mixture(k, d, ctypes.byref(size))
-    memory = torch.empty(threads*size.value, dtype=torch.float32)
+    memory = torch.empty(threads * size.value, dtype=torch.float32)
     at = lambda t: ctypes.c_void_p(t.data_ptr())
-    _library().mixed(*map(at, (feats, logits, target)), b, k, n, d, at(temperatures), ctypes.c_float(2/count), *map(at, (squares, d_feats, d_logits, memory)), threads)
-    return (squares.view(runs, -1).sum(1)/count).float(), d_feats, d_logits
+    _library().mixed(
+        *map(at, (feats, logits, target)),
+        b,
+        k,
+        n,
+        d,
+        at(temperatures),
+        ctypes.c_float(2 / count),
+        *map(at, (squares, d_feats, d_logits, memory)),
+        threads,
+    )
+    return (squares.view(runs, -1).sum(1) / count).float(), d_feats, d_logits

@@ -19,30 +19,36 @@ from .images import number_instances
 
 # %% ../nbs/15_shards.ipynb #cell-5
 def encode_png(
-    pixels:np.ndarray, # (h w 3) uint8, or (h w) instance numbers
-) -> bytes: # a PNG that gives the same numbers again
+    pixels: np.ndarray,  # (h w 3) uint8, or (h w) instance numbers
+) -> bytes:  # a PNG that gives the same numbers again
     "An image in colour, or instance numbers in grey of 8 or 16 bits."
     out = io.BytesIO()
-    if pixels.ndim==2:
-        if pixels.max() > 65535: raise SlotnbError(f'the id {pixels.max()} does not fit a PNG, which ends at 65535; number the instances from 1 up')
+    if pixels.ndim == 2:
+        if pixels.max() > 65535:
+            raise SlotnbError(
+                f'the id {pixels.max()} does not fit a PNG, which ends at 65535; number the instances from 1 up'
+            )
         pixels = pixels.astype(np.uint8 if pixels.max() < 256 else np.uint16)
-    Image.fromarray(pixels).save(out, 'PNG'); return out.getvalue()
+    Image.fromarray(pixels).save(out, 'PNG')
+    return out.getvalue()
+
 
 def encode_json(
-    obj, # what `json` takes, and arrays
-) -> bytes: # UTF-8
+    obj,  # what `json` takes, and arrays
+) -> bytes:  # UTF-8
     "Arrays become lists."
     return json.dumps(obj, ensure_ascii=False, default=lambda x: x.tolist()).encode()
 
+
 def write_shards(
-    dataset:Dataset, # of any format
-    out_dir:str|Path, # gets `{split}-000000.tar`, `{split}-000001.tar`, ...
-    split:str='train', # begins the names of the shards
-    shard_size:int=1000, # samples a shard
-    progress:bool=True, # show a bar
-) -> list[Path]: # the shards
+    dataset: Dataset,  # of any format
+    out_dir: str | Path,  # gets `{split}-000000.tar`, `{split}-000001.tar`, ...
+    split: str = 'train',  # begins the names of the shards
+    shard_size: int = 1000,  # samples a shard
+    progress: bool = True,  # show a bar
+) -> list[Path]:  # the shards
     "Each shard is written whole or not at all, and one that is there already is left alone."
-    paths = [Path(out_dir)/f'{split}-{n:06}.tar' for n in range(-(-len(dataset)//shard_size))]
+    paths = [Path(out_dir) / f'{split}-{n:06}.tar' for n in range(-(-len(dataset) // shard_size))]
     with tqdm(total=len(dataset), desc=f'writing {split} shards', unit='image', disable=not progress) as bar:
         for path, start in zip(paths, range(0, len(dataset), shard_size)):
             ids = range(start, min(start + shard_size, len(dataset)))
@@ -50,92 +56,134 @@ def write_shards(
                 with atomic_path(path) as tmp, tarfile.open(tmp, 'w') as tar:
                     for i in ids:
                         s = dataset[i]
-                        members = {'png': encode_png(s.image), 'json': encode_json(dict(name=s.name, frame=s.frame, instances=s.instances))}
-                        if s.segmentation is not None: members['seg.png'] = encode_png(s.segmentation)
+                        members = {
+                            'png': encode_png(s.image),
+                            'json': encode_json(dict(name=s.name, frame=s.frame, instances=s.instances)),
+                        }
+                        if s.segmentation is not None:
+                            members['seg.png'] = encode_png(s.segmentation)
                         for ext, data in members.items():
-                            info = tarfile.TarInfo(f'{i:08}.{ext}'); info.size = len(data)
+                            info = tarfile.TarInfo(f'{i:08}.{ext}')
+                            info.size = len(data)
                             tar.addfile(info, io.BytesIO(data))
                         bar.update()
-            else: bar.update(len(ids))
+            else:
+                bar.update(len(ids))
     return paths
 
 # %% ../nbs/15_shards.ipynb #cell-11
 def split_key(
-    name:str, # of a member
-) -> tuple[str, str]|None: # key, and in small letters what follows its first dot; None: no member of a sample
+    name: str,  # of a member
+) -> tuple[str, str] | None:  # key, and in small letters what follows its first dot; None: no member of a sample
     "WebDataset's rule."
     m = re.match(r'((?:.*/|)[^.]+)[.]([^/]*)$', name)
     return (m[1], m[2].lower()) if m else None
+
 
 def _scan(path):
     "Walk the chain once: members by key, name and frame by key, and the last member where the archive is cut off."
     samples, names, last, end = {}, {}, None, 0
     try:
         with open(path, 'rb') as f, tarfile.open(fileobj=f, mode='r:') as tar:
-            size = f.seek(0, 2); f.seek(0)
+            size = f.seek(0, 2)
+            f.seek(0)
             try:
                 for m in tar:
-                    last, end = m.name, m.offset_data + -(-m.size//512)*512
-                    if end > size: break
-                    if not m.isfile() or not (parts := split_key(m.name)): continue
+                    last, end = m.name, m.offset_data + -(-m.size // 512) * 512
+                    if end > size:
+                        break
+                    if not m.isfile() or not (parts := split_key(m.name)):
+                        continue
                     key, ext = parts
-                    if ext in samples.setdefault(key, {}): raise SlotnbError(f"{path} has two members '{m.name}'; write it again with one key a sample")
+                    if ext in samples.setdefault(key, {}):
+                        raise SlotnbError(f"{path} has two members '{m.name}'; write it again with one key a sample")
                     samples[key][ext] = m.offset_data, m.size
-                    if ext=='json': names[key] = _name(tar.extractfile(m).read(), key)
-            except tarfile.ReadError: end = size
+                    if ext == 'json':
+                        names[key] = _name(tar.extractfile(m).read(), key)
+            except tarfile.ReadError:
+                end = size
             f.seek(end)
-            if f.read(512)==bytes(512): last = None # the archive's own end mark
-    except tarfile.ReadError as e: raise SlotnbError(f'{path} is no uncompressed tar ({e}); unpack it with gunzip, or fetch it again') from None
-    except OSError as e: raise cannot_read(path, e) from None
-    if last: samples.pop((split_key(last) or [''])[0], None)
+            if f.read(512) == bytes(512):
+                last = None  # the archive's own end mark
+    except tarfile.ReadError as e:
+        raise SlotnbError(f'{path} is no uncompressed tar ({e}); unpack it with gunzip, or fetch it again') from None
+    except OSError as e:
+        raise cannot_read(path, e) from None
+    if last:
+        samples.pop((split_key(last) or [''])[0], None)
     return dict(samples=samples, names=names, cut=last)
+
 
 def _name(data, key):
     "Name and frame; what is wrong with the metadata is said when the sample is read."
-    try: obj = json.loads(data); return str(obj.get('name', key)), int(obj.get('frame', 0))
-    except (ValueError, TypeError, AttributeError): return key, 0
+    try:
+        obj = json.loads(data)
+        return str(obj.get('name', key)), int(obj.get('frame', 0))
+    except (ValueError, TypeError, AttributeError):
+        return key, 0
 
 # %% ../nbs/15_shards.ipynb #cell-13
 def index_shard(
-    path:str|Path, # a .tar
-) -> dict: # `samples`: key: ending: (offset, size); `names`: key: (name, frame); `cut`: the member at which the archive ends too early, or None
+    path: str | Path,  # a .tar
+) -> dict:  # `samples`: key: ending: (offset, size); `names`: key: (name, frame); `cut`: the member at which the archive ends too early, or None
     "Where each member of an archive lies; from the cache, if the archive is the same."
-    try: stat = Path(path).stat()
-    except OSError as e: raise cannot_read(path, e) from None
-    file = cache_dir()/'index'/f'{digest(dict(path=str(Path(path).resolve()), size=stat.st_size, mtime=stat.st_mtime_ns))}.json'
-    if not file.exists(): write_json(file, _scan(path))
+    try:
+        stat = Path(path).stat()
+    except OSError as e:
+        raise cannot_read(path, e) from None
+    file = (
+        cache_dir()
+        / 'index'
+        / f'{digest(dict(path=str(Path(path).resolve()), size=stat.st_size, mtime=stat.st_mtime_ns))}.json'
+    )
+    if not file.exists():
+        write_json(file, _scan(path))
     return read_json(file)
 
 # %% ../nbs/15_shards.ipynb #cell-16
 class TarShards(Dataset):
     "WebDataset shards, read in any order without unpacking them."
+
     kind = 'WebDataset shards'
-    def __init__(self,
-        data_dir:str|Path, # a folder of .tar files, one of them, or a pattern with {000..009} or *
-        split:str|None=None, # sub-folder, or how the names of its shards begin; None: all
-        max_frames:int|None=1, # the first so many frames of each scene; 0 or None: all
-        skip_broken:bool=False, # leave out what can't be read, and say so in `skipped`
-        progress:bool=True, # a bar over shards and samples while that lasts
+
+    def __init__(
+        self,
+        data_dir: str | Path,  # a folder of .tar files, one of them, or a pattern with {000..009} or *
+        split: str | None = None,  # sub-folder, or how the names of its shards begin; None: all
+        max_frames: int | None = 1,  # the first so many frames of each scene; 0 or None: all
+        skip_broken: bool = False,  # leave out what can't be read, and say so in `skipped`
+        progress: bool = True,  # a bar over shards and samples while that lasts
     ):
-        if max_frames and max_frames < 0: raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
+        if max_frames and max_frames < 0:
+            raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
         found, cuts = {}, []
         for path in tqdm(find_shards(data_dir, split), 'indexing shards', disable=not progress, leave=False):
-            try: index = index_shard(path)
+            try:
+                index = index_shard(path)
             except SlotnbError as e:
-                if not skip_broken: raise
-                cuts.append(str(e)); continue
-            if index['cut']: cuts.append(f"{path} is cut off at its member '{index['cut']}'; copy or fetch it again")
+                if not skip_broken:
+                    raise
+                cuts.append(str(e))
+                continue
+            if index['cut']:
+                cuts.append(f"{path} is cut off at its member '{index['cut']}'; copy or fetch it again")
             for key, members in index['samples'].items():
                 entry = Entry(*index['names'].get(key, (key, 0)), (path, key, members))
                 other = found.setdefault(entry[:2], entry)
-                if other is not entry: raise SlotnbError(f"frame {entry.frame} of '{entry.name}' is in {path} (key {key}) and in {other.where[0]} "
-                                                         f"(key {other.where[1]}); give each sample a name of its own")
-        if cuts and not (skip_broken and found): raise SlotnbError(cuts[0])
+                if other is not entry:
+                    raise SlotnbError(
+                        f"frame {entry.frame} of '{entry.name}' is in {path} (key {key}) and in {other.where[0]} "
+                        f"(key {other.where[1]}); give each sample a name of its own"
+                    )
+        if cuts and not (skip_broken and found):
+            raise SlotnbError(cuts[0])
         entries, counts = [], {}
         for e in sorted(found.values(), key=lambda e: e[:2]):
             counts[e.name] = counts.get(e.name, 0) + 1
-            if counts[e.name] <= (max_frames or np.inf): entries.append(e)
-        if not entries: raise SlotnbError(f'{data_dir} holds no sample; expected members such as 000000.jpg')
+            if counts[e.name] <= (max_frames or np.inf):
+                entries.append(e)
+        if not entries:
+            raise SlotnbError(f'{data_dir} holds no sample; expected members such as 000000.jpg')
         without = [e for e in entries if 'seg.png' not in e.where[2]]
         self.has_truth = len(without) < len(entries)
         if self.has_truth and without and not skip_broken:
@@ -143,19 +191,26 @@ class TarShards(Dataset):
         super().__init__(data_dir, entries, skip_broken, progress)
         self.skipped = cuts + self.skipped
 
-    def read(self, entry:Entry) -> Sample:
+    def read(self, entry: Entry) -> Sample:
         path, key, members = entry.where
         ext = next((x for x in ('png', 'jpg', 'jpeg', 'webp') if x in members), None)
-        if not ext: raise SlotnbError(f"{path}: key '{key}' has no image, only {', '.join(members)}; expected {key}.jpg, .png or .webp")
+        if not ext:
+            raise SlotnbError(
+                f"{path}: key '{key}' has no image, only {', '.join(members)}; expected {key}.jpg, .png or .webp"
+            )
         image, rotated = decode_image(f'{path}/{key}.{ext}', _member(path, key, ext, members))
         meta = _metadata(f'{path}/{key}.json', _member(path, key, 'json', members)) if 'json' in members else {}
         seg, insts = None, meta.get('instances', [])
         if 'seg.png' in members:
-            where = f'{path}/{key}.seg.png'; seg = read_segmentation(where, _member(path, key, 'seg.png', members))
+            where = f'{path}/{key}.seg.png'
+            seg = read_segmentation(where, _member(path, key, 'seg.png', members))
             check_size(image, seg, where)
-            if 'instances' in meta: insts = check_instances(meta, int(seg.max()), f'{path}/{key}.json')
-            else: seg, insts = number_instances(seg)
-        elif self.has_truth: raise SlotnbError(_no_mask(path, key, members))
+            if 'instances' in meta:
+                insts = check_instances(meta, int(seg.max()), f'{path}/{key}.json')
+            else:
+                seg, insts = number_instances(seg)
+        elif self.has_truth:
+            raise SlotnbError(_no_mask(path, key, members))
         return Sample(entry.name, entry.frame, path, image, seg, insts, rotated)
 
 # %% ../nbs/15_shards.ipynb #cell-17
@@ -165,28 +220,53 @@ def find_shards(data_dir, split=None):
     if Path(text).is_dir():
         named = sorted(Path(text).glob(f'{split}[-_.]*.tar')) if split else []
         paths = named or sorted(split_root(text, split).glob('*.tar'))
-        if split and not named and (others := {m[1] for p in paths if (m := re.match('(train|val|valid|validation|test)[-_.]', p.name))}):
-            raise SlotnbError(f"'{text}' has no shards of the split '{split}'; it holds those of {', '.join(sorted(others))}")
+        if (
+            split
+            and not named
+            and (others := {m[1] for p in paths if (m := re.match('(train|val|valid|validation|test)[-_.]', p.name))})
+        ):
+            raise SlotnbError(
+                f"'{text}' has no shards of the split '{split}'; it holds those of {', '.join(sorted(others))}"
+            )
     else:
-        paths = [Path(p) for pattern in braceexpand(text) for p in (sorted(glob(pattern)) if any(c in pattern for c in '*?[') else [pattern])]
+        paths = [
+            Path(p)
+            for pattern in braceexpand(text)
+            for p in (sorted(glob(pattern)) if any(c in pattern for c in '*?[') else [pattern])
+        ]
         if split not in (None, 'train'):
-            raise SlotnbError(f"'{text}' names its shards itself and has no split '{split}'; give the folder, or the pattern of that split")
-    if not paths: raise SlotnbError(f"'{text}' holds no .tar; give a folder of shards or a pattern such as train-{{000000..000009}}.tar")
+            raise SlotnbError(
+                f"'{text}' names its shards itself and has no split '{split}'; give the folder, or the pattern of that split"
+            )
+    if not paths:
+        raise SlotnbError(
+            f"'{text}' holds no .tar; give a folder of shards or a pattern such as train-{{000000..000009}}.tar"
+        )
     return paths
+
 
 def _member(path, key, ext, members):
     offset, size = members[ext]
     try:
-        with open(path, 'rb') as f: f.seek(offset); data = f.read(size)
-    except OSError as e: raise cannot_read(path, e) from None
-    if len(data) < size: raise SlotnbError(f"{path} is cut off at its member '{key}.{ext}'; copy or fetch it again")
+        with open(path, 'rb') as f:
+            f.seek(offset)
+            data = f.read(size)
+    except OSError as e:
+        raise cannot_read(path, e) from None
+    if len(data) < size:
+        raise SlotnbError(f"{path} is cut off at its member '{key}.{ext}'; copy or fetch it again")
     return data
 
+
 def _metadata(where, data):
-    try: obj = json.loads(data)
-    except ValueError as e: raise SlotnbError(f'{where} is not valid JSON ({e}); write the shard again') from None
+    try:
+        obj = json.loads(data)
+    except ValueError as e:
+        raise SlotnbError(f'{where} is not valid JSON ({e}); write the shard again') from None
     if not isinstance(obj, dict) or not isinstance(obj.get('frame', 0), int):
         raise SlotnbError(f"{where} must be an object, its 'frame' a whole number; write the shard again")
     return obj
 
-def _no_mask(path, key, members): return f"{path}: key '{key}' has no mask '{key}.seg.png'; all samples need one, or none may have one"
+
+def _no_mask(path, key, members):
+    return f"{path}: key '{key}' has no mask '{key}.seg.png'; all samples need one, or none may have one"

@@ -13,127 +13,162 @@ from torch import Tensor, nn
 from .core import SlotnbError, check_shape
 
 # %% ../nbs/30_slot_attention.ipynb #cell-7
-EPS = 1e-8 # keeps a slot that won nothing finite
+EPS = 1e-8  # keeps a slot that won nothing finite
+
 
 def inverted_attention(
-    query:Tensor, # (b k d) one query a slot
-    key:Tensor, # (b n d) one key a patch
-    value:Tensor, # (b n d) one value a patch
-    eps:float=EPS,
-) -> tuple[Tensor, Tensor]: # updates (b k d), logits (b k n); attn is their softmax over k
+    query: Tensor,  # (b k d) one query a slot
+    key: Tensor,  # (b n d) one key a patch
+    value: Tensor,  # (b n d) one value a patch
+    eps: float = EPS,
+) -> tuple[Tensor, Tensor]:  # updates (b k d), logits (b k n); attn is their softmax over k
     "Equations 1 and 2 of the paper: patches are shared out among slots, each slot averages what it won."
-    logits = query @ key.transpose(1, 2) * query.shape[-1]**-.5
+    logits = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
     attn = logits.softmax(dim=1) + eps
-    return (attn/attn.sum(-1, keepdim=True)) @ value, logits
+    return (attn / attn.sum(-1, keepdim=True)) @ value, logits
 
 # %% ../nbs/30_slot_attention.ipynb #cell-12
 class SlotInit(nn.Module):
     "Initial slots."
-    kinds = ('random', 'learned', 'kmeans')
-    rounds = 10 # of k-means
 
-    def __init__(self,
-        num_slots:int, # slots an image
-        slot_dim:int, # channels of a slot
-        kind:str='random', # one of `SlotInit.kinds`
-        std:float=1., # at the start, of 'random'
+    kinds = ('random', 'learned', 'kmeans')
+    rounds = 10  # of k-means
+
+    def __init__(
+        self,
+        num_slots: int,  # slots an image
+        slot_dim: int,  # channels of a slot
+        kind: str = 'random',  # one of `SlotInit.kinds`
+        std: float = 1.0,  # at the start, of 'random'
     ):
         super().__init__()
-        if kind not in self.kinds: raise SlotnbError(f"slot_init '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
+        if kind not in self.kinds:
+            raise SlotnbError(f"slot_init '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
         self.kind, self.num_slots = kind, num_slots
-        self.mean = nn.Parameter(torch.empty(1, num_slots if kind=='learned' else 1, slot_dim))
+        self.mean = nn.Parameter(torch.empty(1, num_slots if kind == 'learned' else 1, slot_dim))
         nn.init.xavier_uniform_(self.mean)
-        if kind=='random': self.log_std = nn.Parameter(torch.full((1, 1, slot_dim), math.log(std)))
+        if kind == 'random':
+            self.log_std = nn.Parameter(torch.full((1, 1, slot_dim), math.log(std)))
 
-    def draw(self,
-        batch:int, # images
-        generator:torch.Generator|None=None, # CPU stream of the noise; None is torch's own
-    ) -> Tensor: # (b k d); nothing is drawn for 'learned'
+    def draw(
+        self,
+        batch: int,  # images
+        generator: torch.Generator | None = None,  # CPU stream of the noise; None is torch's own
+    ) -> Tensor:  # (b k d); nothing is drawn for 'learned'
         "The noise that `forward` takes, for those who draw it elsewhere."
         shape = batch, self.num_slots, self.mean.shape[-1]
-        return torch.zeros(shape) if self.kind=='learned' else torch.randn(shape, generator=generator)
+        return torch.zeros(shape) if self.kind == 'learned' else torch.randn(shape, generator=generator)
 
-    def forward(self,
-        noise:Tensor, # (b k d) of `draw`
-        inputs:Tensor|None=None, # (b n d) projected patch tokens; only 'kmeans' looks at them
-    ) -> Tensor: # (b k d)
-        if self.kind=='learned': return self.mean.expand_as(noise)
+    def forward(
+        self,
+        noise: Tensor,  # (b k d) of `draw`
+        inputs: Tensor | None = None,  # (b n d) projected patch tokens; only 'kmeans' looks at them
+    ) -> Tensor:  # (b k d)
+        if self.kind == 'learned':
+            return self.mean.expand_as(noise)
         noise = noise.to(self.mean.device)
-        if self.kind=='random': return self.mean + self.log_std.exp()*noise
-        if inputs is None: raise SlotnbError("slot_init 'kmeans' has to see the inputs: init(noise, inputs)")
+        if self.kind == 'random':
+            return self.mean + self.log_std.exp() * noise
+        if inputs is None:
+            raise SlotnbError("slot_init 'kmeans' has to see the inputs: init(noise, inputs)")
         return self.mean + self._centres(noise, nn.functional.layer_norm(inputs, inputs.shape[-1:]).detach())
 
     def _centres(self, noise, x):
         "(b k d) means of clusters of tokens; the noise chooses where they start, a cluster that wins nothing stays."
         (k, n), which = (noise.shape[1], x.shape[1]), torch.arange(noise.shape[1], device=x.device)
-        first = ((which[:, None] + torch.special.ndtr(noise[..., :1]))*n/k).long().clamp(max=n - 1) # one patch from each k-th part, so that none is drawn twice
+        first = (
+            ((which[:, None] + torch.special.ndtr(noise[..., :1])) * n / k).long().clamp(max=n - 1)
+        )  # one patch from each k-th part, so that none is drawn twice
         centres = torch.take_along_dim(x, first, 1)
         for _ in range(self.rounds):
-            nearest = (2*centres @ x.transpose(1, 2) - centres.square().sum(-1, keepdim=True)).argmax(1) # (b n)
-            own = (nearest[:, None]==which[:, None]).to(x.dtype) # (b k n)
+            nearest = (2 * centres @ x.transpose(1, 2) - centres.square().sum(-1, keepdim=True)).argmax(1)  # (b n)
+            own = (nearest[:, None] == which[:, None]).to(x.dtype)  # (b k n)
             count = own.sum(-1, keepdim=True)
-            centres = torch.where(count > 0, own @ x/count.clamp(min=1), centres)
+            centres = torch.where(count > 0, own @ x / count.clamp(min=1), centres)
         return centres
 
 # %% ../nbs/30_slot_attention.ipynb #cell-15
 class SlotOutput(NamedTuple):
     "What slot attention found."
-    slots:Tensor # (b k d)
-    attn:Tensor # (b k n) of the last iteration, sums to 1 over k
-    logits:Tensor # (b k n) before the softmax over k
+
+    slots: Tensor  # (b k d)
+    attn: Tensor  # (b k n) of the last iteration, sums to 1 over k
+    logits: Tensor  # (b k n) before the softmax over k
+
 
 class SlotAttention(nn.Module):
     "Locatello et al. 2020, Algorithm 1."
-    def __init__(self,
-        slot_dim:int=128, # channels of slots and inputs
-        num_iters:int=3, # rounds of competition
-        hidden_dim:int=256, # of the residual MLP
-        temperature:float=1., # divides the logits of every round; the paper has none, which is 1
+
+    def __init__(
+        self,
+        slot_dim: int = 128,  # channels of slots and inputs
+        num_iters: int = 3,  # rounds of competition
+        hidden_dim: int = 256,  # of the residual MLP
+        temperature: float = 1.0,  # divides the logits of every round; the paper has none, which is 1
     ):
         super().__init__()
         self.num_iters, self.temperature = num_iters, temperature
-        self.norm_inputs, self.norm_slots, self.norm_mlp = nn.LayerNorm(slot_dim), nn.LayerNorm(slot_dim), nn.LayerNorm(slot_dim)
+        self.norm_inputs, self.norm_slots, self.norm_mlp = (
+            nn.LayerNorm(slot_dim),
+            nn.LayerNorm(slot_dim),
+            nn.LayerNorm(slot_dim),
+        )
         self.to_q, self.to_k, self.to_v = (nn.Linear(slot_dim, slot_dim, bias=False) for _ in range(3))
         self.gru = nn.GRUCell(slot_dim, slot_dim)
         self.mlp = nn.Sequential(nn.Linear(slot_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim))
         xavier_(self)
 
-    def forward(self,
-        inputs:Tensor, # (b n d) projected patch tokens
-        slots:Tensor, # (b k d) initial slots
+    def forward(
+        self,
+        inputs: Tensor,  # (b n d) projected patch tokens
+        slots: Tensor,  # (b k d) initial slots
     ) -> SlotOutput:
         check_shape(slots, f'{inputs.shape[0]} k {inputs.shape[2]}', 'slots')
         x = self.norm_inputs(inputs)
         for _ in range(self.num_iters):
-            query = self.to_q(self.norm_slots(slots)) @ self.to_k.weight # what a slot asks of a key, asked of the token itself
-            mean, logits = inverted_attention(query/self.temperature, x, x)
-            slots = self.gru(self.to_v(mean).flatten(0, 1), slots.flatten(0, 1)).view_as(slots) # the mean of values is the value of the mean
+            query = (
+                self.to_q(self.norm_slots(slots)) @ self.to_k.weight
+            )  # what a slot asks of a key, asked of the token itself
+            mean, logits = inverted_attention(query / self.temperature, x, x)
+            slots = self.gru(self.to_v(mean).flatten(0, 1), slots.flatten(0, 1)).view_as(
+                slots
+            )  # the mean of values is the value of the mean
             slots = slots + self.mlp(self.norm_mlp(slots))
         return SlotOutput(slots, logits.softmax(1), logits)
 
 # %% ../nbs/30_slot_attention.ipynb #cell-16
 def xavier_(
-    module:nn.Module, # changed in place
-) -> nn.Module: # the same module
+    module: nn.Module,  # changed in place
+) -> nn.Module:  # the same module
     "Xavier (Glorot & Bengio 2010) for every matrix, zero for every bias."
     for m in module.modules():
         if isinstance(m, (nn.Linear, nn.GRUCell)):
-            for name, p in m.named_parameters(recurse=False): nn.init.xavier_uniform_(p) if p.ndim==2 else nn.init.zeros_(p)
+            for name, p in m.named_parameters(recurse=False):
+                nn.init.xavier_uniform_(p) if p.ndim == 2 else nn.init.zeros_(p)
     return module
 
 # %% ../nbs/30_slot_attention.ipynb #cell-18
 class InputProjection(nn.Sequential):
     "From a backbone's width to the slots'."
+
     kinds = ('mlp', 'linear', 'bare')
 
-    def __init__(self,
-        feat_dim:int, # width of the patch tokens
-        slot_dim:int=128, # width of the slots
-        hidden_dim:int=384, # between the two layers
-        kind:str='mlp', # 'mlp': LayerNorm and two layers; 'linear': LayerNorm and one; 'bare': two layers without LayerNorm
+    def __init__(
+        self,
+        feat_dim: int,  # width of the patch tokens
+        slot_dim: int = 128,  # width of the slots
+        hidden_dim: int = 384,  # between the two layers
+        kind: str = 'mlp',  # 'mlp': LayerNorm and two layers; 'linear': LayerNorm and one; 'bare': two layers without LayerNorm
     ):
-        if kind not in self.kinds: raise SlotnbError(f"projection '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
-        norm = nn.LayerNorm(feat_dim, elementwise_affine=False) # scale and shift would be absorbed by the linear layer behind them
-        layers = [nn.Linear(feat_dim, slot_dim)] if kind=='linear' else [nn.Linear(feat_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim)]
-        super().__init__(*([] if kind=='bare' else [norm]), *layers)
+        if kind not in self.kinds:
+            raise SlotnbError(f"projection '{kind}' is unknown; choose one of {', '.join(self.kinds)}")
+        norm = nn.LayerNorm(
+            feat_dim, elementwise_affine=False
+        )  # scale and shift would be absorbed by the linear layer behind them
+        layers = (
+            [nn.Linear(feat_dim, slot_dim)]
+            if kind == 'linear'
+            else [nn.Linear(feat_dim, hidden_dim), nn.ReLU(), nn.Linear(hidden_dim, slot_dim)]
+        )
+        super().__init__(*([] if kind == 'bare' else [norm]), *layers)
         xavier_(self)

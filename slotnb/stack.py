@@ -22,104 +22,151 @@ from .step import blocked_mse, clip_gradients, low_products, per_slot, recon_mse
 # %% ../nbs/35_stack.ipynb #cell-14
 class _Call(nn.Module):
     "A model as a module whose pass is any function of it, so that it can be called with the parameters of any other."
-    def __init__(self, model): super().__init__(); self.model = model
-    def forward(self, f, *inputs): return f(self.model, *inputs)
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, f, *inputs):
+        return f(self.model, *inputs)
+
 
 @contextmanager
 def side_streams(
-    device:torch.device,
-    count:int=8, # on a GPU
+    device: torch.device,
+    count: int = 8,  # on a GPU
 ):
     "Streams for work that a GPU may do at the same time, since one model's clipping and Adam do not fill it; on the CPU one that is none."
-    if device.type!='cuda': yield [None]; return
+    if device.type != 'cuda':
+        yield [None]
+        return
     main, streams = torch.cuda.current_stream(device), [torch.cuda.Stream(device) for _ in range(count)]
-    for s in streams: s.wait_stream(main)
+    for s in streams:
+        s.wait_stream(main)
     yield streams
-    for s in streams: main.wait_stream(s)
+    for s in streams:
+        main.wait_stream(s)
+
 
 class Stack:
     "Models of the same shapes trained as one; each one's parameters are rows of the stacked ones."
-    def __init__(self,
-        models:list[SlotAutoencoder], # their parameters move into the stack; mask temperatures may differ
-        opts:list[torch.optim.Optimizer], # one a model, on that model's parameters
-        diversity_weights:list[float], # of each one's loss
-        clip_norms:list[float], # largest gradient norm of each
-        precision:str='fp32', # of all: 'fp32' or 'bf16', as `step_losses` has it
+
+    def __init__(
+        self,
+        models: list[SlotAutoencoder],  # their parameters move into the stack; mask temperatures may differ
+        opts: list[torch.optim.Optimizer],  # one a model, on that model's parameters
+        diversity_weights: list[float],  # of each one's loss
+        clip_norms: list[float],  # largest gradient norm of each
+        precision: str = 'fp32',  # of all: 'fp32' or 'bf16', as `step_losses` has it
     ):
         self.models, self.opts, self.clip_norms, self.precision = models, opts, clip_norms, precision
         self.template = copy.deepcopy(models[0])
-        self.params, self.own = {}, {name: [m.get_parameter(name) for m in models] for name, _ in models[0].named_parameters()}
+        self.params, self.own = (
+            {},
+            {name: [m.get_parameter(name) for m in models] for name, _ in models[0].named_parameters()},
+        )
         for name, own in self.own.items():
             self.params[name] = torch.stack([p.detach() for p in own]).requires_grad_()
-            for p, row in zip(own, self.params[name].detach()): p.data = row
+            for p, row in zip(own, self.params[name].detach()):
+                p.data = row
         to = dict(device=row.device, dtype=row.dtype)
-        self.diversity_weights, self.temperatures = torch.tensor(diversity_weights, **to), torch.tensor([m.decoder.mask_temperature for m in models], **to)
+        self.diversity_weights, self.temperatures = (
+            torch.tensor(diversity_weights, **to),
+            torch.tensor([m.decoder.mask_temperature for m in models], **to),
+        )
 
-    def each(self,
-        f:Callable, # of a model and tensors
-        *inputs:Tensor, # (r ...)
-    ) -> Tensor|tuple[Tensor, ...]: # (r ...)
+    def each(
+        self,
+        f: Callable,  # of a model and tensors
+        *inputs: Tensor,  # (r ...)
+    ) -> Tensor | tuple[Tensor, ...]:  # (r ...)
         "`f(model, *inputs)` of every model, as it is written; `vmap` adds the axis."
+
         def one(params, temperature, *inputs):
             self.template.decoder.mask_temperature = temperature
             return functional_call(_Call(self.template), {f'model.{k}': p for k, p in params.items()}, (f, *inputs))
+
         return vmap(one)(self.params, self.temperatures, *inputs)
 
-    def find_slots(self,
-        x:Tensor, # (r b n d) normalised features, each model its own
-        noise:Tensor, # (r b k d) of `SlotInit.draw`
-        precision:str='fp32', # of the projection: 'fp32' or 'bf16'
-    ) -> tuple[Tensor, Tensor, Tensor]: # target (r b n d), slots (r b k d), logits (r b k n)
+    def find_slots(
+        self,
+        x: Tensor,  # (r b n d) normalised features, each model its own
+        noise: Tensor,  # (r b k d) of `SlotInit.draw`
+        precision: str = 'fp32',  # of the projection: 'fp32' or 'bf16'
+    ) -> tuple[Tensor, Tensor, Tensor]:  # target (r b n d), slots (r b k d), logits (r b k n)
         "Each model up to its decoder."
         target = self.each(lambda m, x: m.target(x), x)
-        inputs = linear_layers(self.template.project, target.flatten(1, 2), part_of(self.params, 'project'), precision).view(*x.shape[:3], -1)
+        inputs = linear_layers(
+            self.template.project, target.flatten(1, 2), part_of(self.params, 'project'), precision
+        ).view(*x.shape[:3], -1)
         inputs, start = self.each(lambda m, x, n: (m.slot_attention.norm_inputs(x), m.init(n, x)), inputs, noise)
-        flat = attend(self.template.slot_attention, inputs.flatten(0, 1), start.flatten(0, 1), part_of(self.params, 'slot_attention'))
+        flat = attend(
+            self.template.slot_attention,
+            inputs.flatten(0, 1),
+            start.flatten(0, 1),
+            part_of(self.params, 'slot_attention'),
+        )
         return target, *(t.unflatten(0, x.shape[:2]) for t in flat)
 
     @torch.no_grad()
-    def outputs(self,
-        x:Tensor, # (r b n d) normalised features, each model its own
-        noise:Tensor, # (r b k d) of `SlotInit.draw`
-    ) -> tuple[Tensor, ModelOutput]: # target (r b n d), and what each model makes of it, r in front
+    def outputs(
+        self,
+        x: Tensor,  # (r b n d) normalised features, each model its own
+        noise: Tensor,  # (r b k d) of `SlotInit.draw`
+    ) -> tuple[Tensor, ModelOutput]:  # target (r b n d), and what each model makes of it, r in front
         "`(model.target(x), model(x, noise))` of each."
         target, slots, logits = self.find_slots(x, noise)
         recon, masks = self.each(lambda m, s, l: m.decoder(s, l), slots, logits)
         return target, ModelOutput(recon, slots, logits.softmax(2), masks)
 
-    def losses(self,
-        x:Tensor, # (r b n d) normalised features, each model its own
-        noise:Tensor, # (r b k d) of `SlotInit.draw`
-    ) -> tuple[Tensor, Tensor]: # mse (r), slot_cosine (r)
+    def losses(
+        self,
+        x: Tensor,  # (r b n d) normalised features, each model its own
+        noise: Tensor,  # (r b k d) of `SlotInit.draw`
+    ) -> tuple[Tensor, Tensor]:  # mse (r), slot_cosine (r)
         "What `step_losses` finds of each model."
         (runs, images), precision = x.shape[:2], self.precision
         target, slots, logits = self.find_slots(x, noise, precision)
-        if not isinstance(self.template.target, nn.Identity): mse = self.each(lambda m, *a: recon_mse(m, *a, precision), slots, logits, target)
-        elif isinstance(self.template.decoder, MLPDecoder): mse = torch.stack([blocked_mse(m.decoder, *a, precision) for m, *a in zip(self.models, slots, x)])
+        if not isinstance(self.template.target, nn.Identity):
+            mse = self.each(lambda m, *a: recon_mse(m, *a, precision), slots, logits, target)
+        elif isinstance(self.template.decoder, MLPDecoder):
+            mse = torch.stack([blocked_mse(m.decoder, *a, precision) for m, *a in zip(self.models, slots, x)])
         else:
-            each = per_slot(self.template.decoder, slots.flatten(1, 2), part_of(self.params, 'decoder'), precision).view(runs*images, slots.shape[2], -1)
-            mse = mixed_mse(each, logits.flatten(0, 1), x.flatten(0, 1), self.temperatures.repeat_interleave(images)[:, None, None], runs)
+            each = per_slot(
+                self.template.decoder, slots.flatten(1, 2), part_of(self.params, 'decoder'), precision
+            ).view(runs * images, slots.shape[2], -1)
+            mse = mixed_mse(
+                each,
+                logits.flatten(0, 1),
+                x.flatten(0, 1),
+                self.temperatures.repeat_interleave(images)[:, None, None],
+                runs,
+            )
         return mse, vmap(slot_cosine)(slots)
 
-    def step(self,
-        x:Tensor, # (r b n d) normalised features, each model its own
-        noise:Tensor, # (r b k d) of `SlotInit.draw`
-        lr:Tensor, # (r) learning rates; float64 on the CPU, float32 on CUDA
-    ) -> Tensor: # (4 r) loss, mse, slot_cosine, grad_norm
+    def step(
+        self,
+        x: Tensor,  # (r b n d) normalised features, each model its own
+        noise: Tensor,  # (r b k d) of `SlotInit.draw`
+        lr: Tensor,  # (r) learning rates; float64 on the CPU, float32 on CUDA
+    ) -> Tensor:  # (4 r) loss, mse, slot_cosine, grad_norm
         "A step of each model."
-        for p in chain(self.params.values(), *self.own.values()): p.grad = None
+        for p in chain(self.params.values(), *self.own.values()):
+            p.grad = None
         with low_products(self.precision, x.device):
             mse, cosine = self.losses(x, noise)
-            loss = mse + self.diversity_weights*cosine
-            loss.sum().backward() # models share nothing, so each gets the gradient of its own loss
+            loss = mse + self.diversity_weights * cosine
+            loss.sum().backward()  # models share nothing, so each gets the gradient of its own loss
         for name, own in self.own.items():
-            if (grads := self.params[name].grad) is not None: # the MLP decoder's went to each model's own
-                for p, grad in zip(own, grads): p.grad = grad
+            if (grads := self.params[name].grad) is not None:  # the MLP decoder's went to each model's own
+                for p, grad in zip(own, grads):
+                    p.grad = grad
         norms = []
         with side_streams(x.device) as streams:
             for model, opt, clip_norm, rate, stream in zip(self.models, self.opts, self.clip_norms, lr, cycle(streams)):
                 with torch.cuda.stream(stream):
                     norms.append(clip_gradients(model.parameters(), clip_norm))
-                    for group in opt.param_groups: group['lr'] = rate
+                    for group in opt.param_groups:
+                        group['lr'] = rate
                     opt.step()
         return torch.stack([loss, mse, cosine, torch.stack(norms)]).detach()

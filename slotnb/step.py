@@ -25,15 +25,18 @@ def _relu_backward_(grad, out):
     "Zero `grad` in place where the activation was zero."
     return torch.ops.aten.threshold_backward.grad_input(grad, out, 0, grad_input=grad)
 
+
 def _add_gradients(weight, bias, grad, rows):
     "Add a block's share to the gradients of a layer's weight and bias; sums over blocks stay in full precision."
     weight_gradient(grad, rows, weight)
     bias += grad.sum(0, dtype=bias.dtype)
 
+
 def _compiled_way(slot_part, target, dtype):
     "What does a block's arithmetic on this processor in one call, or None. Panels multiply in single precision, where there are no matrix units for less."
-    if slot_part.device.type!='cpu' or not slot_part.dtype==target.dtype==torch.float32: return None
-    ways = ((tiled_mse, tiles_obstacle),)*(dtype==torch.bfloat16) + ((paneled_mse, panels_obstacle),)
+    if slot_part.device.type != 'cpu' or not slot_part.dtype == target.dtype == torch.float32:
+        return None
+    ways = ((tiled_mse, tiles_obstacle),) * (dtype == torch.bfloat16) + ((paneled_mse, panels_obstacle),)
     return next((way for way, obstacle in ways if not obstacle(slot_part.shape[-1], target.shape[-1])), None)
 
 # %% ../nbs/34_step.ipynb #30aa0100
@@ -42,129 +45,177 @@ class _BlockedMSE(torch.autograd.Function):
     def forward(ctx, slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, block_rows, dtype, *layers):
         (b, k, h), n, d, own = slot_part.shape, len(pos_part), target.shape[-1], slot_part.dtype
         if way := _compiled_way(slot_part, target, dtype):
-            mse, ctx.grads = way(slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, *filter(None, [block_rows]))
+            mse, ctx.grads = way(
+                slot_part, pos_part, alpha_weight, alpha_bias, target, temperature, layers, *filter(None, [block_rows])
+            )
             return mse
         *hidden, last = [(w.to(dtype), v.to(dtype)) for w, v in zip(layers[::2], layers[1::2])]
         *d_hidden, d_last = [(torch.zeros_like(w), torch.zeros_like(v)) for w, v in zip(layers[::2], layers[1::2])]
         alpha, shift, first, pos = (t.to(dtype) for t in (alpha_weight, alpha_bias, slot_part, pos_part))
-        d_slot, d_pos, d_alpha, d_shift, squares = *map(torch.zeros_like, (slot_part, pos_part, alpha_weight, alpha_bias)), slot_part.new_zeros(())
-        block_rows = block_rows or (min(4096, 2**20//h) if slot_part.device.type=='cpu' else 32768)
-        size = -(-n//min(n, -(-b*k*n//block_rows))) # blocks of equal size
+        d_slot, d_pos, d_alpha, d_shift, squares = (
+            *map(torch.zeros_like, (slot_part, pos_part, alpha_weight, alpha_bias)),
+            slot_part.new_zeros(()),
+        )
+        block_rows = block_rows or (min(4096, 2**20 // h) if slot_part.device.type == 'cpu' else 32768)
+        size = -(-n // min(n, -(-b * k * n // block_rows)))  # blocks of equal size
         for start in range(0, n, size):
-            m = min(size, n - start) # patches of this block; rows are pairs of patch and slot
-            acts = [(first[:, None] + pos[start:start + m, None]).relu_().view(b*m*k, h)]
-            for weight, bias in hidden: acts.append(linear(acts[-1], weight, bias, relu=True))
-            top = acts[-1].view(b*m, k, h)
-            masks = ((top @ alpha + shift).to(own)/temperature).softmax(-1)[:, None] # (b*m 1 k)
-            mix = (masks.to(dtype) @ top).view(b*m, h)
-            error = linear(mix, *last).to(own).view(b, m, d) - target[:, start:start + m]
+            m = min(size, n - start)  # patches of this block; rows are pairs of patch and slot
+            acts = [(first[:, None] + pos[start : start + m, None]).relu_().view(b * m * k, h)]
+            for weight, bias in hidden:
+                acts.append(linear(acts[-1], weight, bias, relu=True))
+            top = acts[-1].view(b * m, k, h)
+            masks = ((top @ alpha + shift).to(own) / temperature).softmax(-1)[:, None]  # (b*m 1 k)
+            mix = (masks.to(dtype) @ top).view(b * m, h)
+            error = linear(mix, *last).to(own).view(b, m, d) - target[:, start : start + m]
             squares += error.square().sum()
             # what comes back, of the mean over b n d squares
-            d_recon = error.mul_(2/target.numel()).to(dtype).view(b*m, d)
+            d_recon = error.mul_(2 / target.numel()).to(dtype).view(b * m, d)
             _add_gradients(*d_last, d_recon, mix)
-            d_mix = linear(d_recon, last[0].T)[:, None] # (b*m 1 h)
+            d_mix = linear(d_recon, last[0].T)[:, None]  # (b*m 1 h)
             d_masks = (d_mix @ top.mT).to(own)
-            d_logits = (masks*(d_masks - (masks*d_masks).sum(-1, keepdim=True))/temperature).to(dtype)
-            d_alpha += acts[-1].T @ d_logits.flatten(); d_shift += d_logits.sum()
-            grad = (masks.to(dtype).mT*d_mix).addcmul_(d_logits.mT, alpha).view(b*m*k, h)
+            d_logits = (masks * (d_masks - (masks * d_masks).sum(-1, keepdim=True)) / temperature).to(dtype)
+            d_alpha += acts[-1].T @ d_logits.flatten()
+            d_shift += d_logits.sum()
+            grad = (masks.to(dtype).mT * d_mix).addcmul_(d_logits.mT, alpha).view(b * m * k, h)
             for (weight, _), total in zip(hidden[::-1], d_hidden[::-1]):
                 _relu_backward_(grad, acts.pop())
                 _add_gradients(*total, grad, acts[-1])
                 grad = linear(grad, weight.T)
             grad = _relu_backward_(grad, acts.pop()).view(b, m, k, h)
-            d_slot += grad.sum(1); d_pos[start:start + m] = grad.sum(2).sum(0)
+            d_slot += grad.sum(1)
+            d_pos[start : start + m] = grad.sum(2).sum(0)
         ctx.grads = [d_slot, d_pos, d_alpha, d_shift, *(g for pair in (*d_hidden, d_last) for g in pair)]
-        return squares/target.numel()
+        return squares / target.numel()
 
     @staticmethod
     def backward(ctx, upstream):
-        if ctx.grads is None: raise RuntimeError('blocked_mse was differentiated twice; its gradients are handed out once')
-        as_is = upstream.device.type=='cpu' and upstream.item()==1 # a loss by itself; a GPU is not asked
-        (d_slot, d_pos, d_weight, d_bias, *d_layers), ctx.grads = ctx.grads if as_is else [g*upstream for g in ctx.grads], None
+        if ctx.grads is None:
+            raise RuntimeError('blocked_mse was differentiated twice; its gradients are handed out once')
+        as_is = upstream.device.type == 'cpu' and upstream.item() == 1  # a loss by itself; a GPU is not asked
+        (d_slot, d_pos, d_weight, d_bias, *d_layers), ctx.grads = (
+            ctx.grads if as_is else [g * upstream for g in ctx.grads],
+            None,
+        )
         return d_slot, d_pos, d_weight, d_bias, None, None, None, None, *d_layers
 
 # %% ../nbs/34_step.ipynb #7f375251
 def blocked_mse(
-    decoder:MLPDecoder, # its parameters receive gradients
-    slots:Tensor, # (b k d)
-    target:Tensor, # (b n d) features; gets no gradient
-    precision:str='fp32', # 'fp32', or 'bf16' for the matrix products, if that is faster here; sums stay in the parameters' own precision
-    block_rows:int|None=None, # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer, 4096 at most (1024 on matrix units), 32768 on a GPU
-) -> Tensor: # scalar, `feature_mse(decoder(slots).recon, target)`
+    decoder: MLPDecoder,  # its parameters receive gradients
+    slots: Tensor,  # (b k d)
+    target: Tensor,  # (b n d) features; gets no gradient
+    precision: str = 'fp32',  # 'fp32', or 'bf16' for the matrix products, if that is faster here; sums stay in the parameters' own precision
+    block_rows: int
+    | None = None,  # pairs of slot and patch that go through the MLP at a time, about; None: on the CPU as many as have a million activations in a layer, 4096 at most (1024 on matrix units), 32768 on a GPU
+) -> Tensor:  # scalar, `feature_mse(decoder(slots).recon, target)`
     "The MLP broadcast decoder's loss, its gradients computed on the way: time of the matrix products, memory of one block."
-    check_shape(slots, 'b k d', 'slots'); check_shape(target, f'{len(slots)} {len(decoder.pos)} d', 'target')
+    check_shape(slots, 'b k d', 'slots')
+    check_shape(target, f'{len(slots)} {len(decoder.pos)} d', 'target')
     first, feats, alpha = decoder.first, decoder.to_feats, decoder.to_alpha
     layers = [p for l in (*decoder.hidden, feats) for p in (l.weight, l.bias)]
-    return _BlockedMSE.apply(first(slots), decoder.pos @ first.weight.T, alpha.weight[0], alpha.bias[0], target, decoder.mask_temperature,
-        block_rows, torch.bfloat16 if precision=='bf16' else slots.dtype, *layers)
+    return _BlockedMSE.apply(
+        first(slots),
+        decoder.pos @ first.weight.T,
+        alpha.weight[0],
+        alpha.bias[0],
+        target,
+        decoder.mask_temperature,
+        block_rows,
+        torch.bfloat16 if precision == 'bf16' else slots.dtype,
+        *layers,
+    )
 
 # %% ../nbs/34_step.ipynb #c716a643
 class StepLosses(NamedTuple):
     "Scalars of one step."
-    loss:Tensor # what is minimised
-    mse:Tensor # in squared units of the features
-    slot_cosine:Tensor # of the slots, without its weight
+
+    loss: Tensor  # what is minimised
+    mse: Tensor  # in squared units of the features
+    slot_cosine: Tensor  # of the slots, without its weight
+
 
 def recon_mse(
-    model:SlotAutoencoder,
-    slots:Tensor, # (b k d)
-    logits:Tensor, # (b k n)
-    target:Tensor, # (b n d); may have a gradient
-    precision:str='fp32', # of the decoder
-) -> Tensor: # scalar
+    model: SlotAutoencoder,
+    slots: Tensor,  # (b k d)
+    logits: Tensor,  # (b k n)
+    target: Tensor,  # (b n d); may have a gradient
+    precision: str = 'fp32',  # of the decoder
+) -> Tensor:  # scalar
     "The loss of any decoder, as autograd has it."
-    with torch.autocast(slots.device.type, torch.bfloat16, enabled=precision=='bf16'): recon = model.decoder(slots, logits).recon
+    with torch.autocast(slots.device.type, torch.bfloat16, enabled=precision == 'bf16'):
+        recon = model.decoder(slots, logits).recon
     return feature_mse(recon.to(target.dtype), target)
 
+
 def per_slot(
-    decoder:AttentionDecoder,
-    slots:Tensor, # (m d), or (r m d) of r decoders
-    params:dict[str, Tensor], # by their names in the decoder, as in `linear_layers`
-    precision:str='fp32', # of the products: 'fp32' or 'bf16'
-) -> Tensor: # (m o), or (r m o)
+    decoder: AttentionDecoder,
+    slots: Tensor,  # (m d), or (r m d) of r decoders
+    params: dict[str, Tensor],  # by their names in the decoder, as in `linear_layers`
+    precision: str = 'fp32',  # of the products: 'fp32' or 'bf16'
+) -> Tensor:  # (m o), or (r m o)
     "What `decoder.per_slot` computes, to be differentiated once."
-    return linear_layers(decoder.mlp, slots, part_of(params, 'mlp'), precision) + linear_layers(decoder.skip, slots, part_of(params, 'skip'), precision)
+    return linear_layers(decoder.mlp, slots, part_of(params, 'mlp'), precision) + linear_layers(
+        decoder.skip, slots, part_of(params, 'skip'), precision
+    )
+
 
 def step_losses(
-    model:SlotAutoencoder,
-    feats:Tensor, # (b n d) normalised, input and target
-    noise:Tensor, # (b k d) of `SlotInit.draw`
-    diversity_weight:float=.1, # of the slot diversity term
-    precision:str='fp32', # of the projection's and the decoder's layers: 'fp32' or 'bf16'; the competition of slots stays as it is
+    model: SlotAutoencoder,
+    feats: Tensor,  # (b n d) normalised, input and target
+    noise: Tensor,  # (b k d) of `SlotInit.draw`
+    diversity_weight: float = 0.1,  # of the slot diversity term
+    precision: str = 'fp32',  # of the projection's and the decoder's layers: 'fp32' or 'bf16'; the competition of slots stays as it is
 ) -> StepLosses:
     "MSE + diversity_weight * cosine of slots."
     check_shape(feats, f'b {model.num_patches} d', 'feats')
     target, competition, params = model.target(feats), model.slot_attention, dict(model.named_parameters())
-    inputs = linear_layers(model.project, target.flatten(0, 1), part_of(params, 'project'), precision).view(*target.shape[:2], -1)
-    slots, logits = attend(competition, competition.norm_inputs(inputs), model.init(noise, inputs), part_of(params, 'slot_attention'))
-    if target is not feats: mse = recon_mse(model, slots, logits, target, precision) # a learnt target has a gradient, which the others don't give
-    elif isinstance(model.decoder, MLPDecoder): mse = blocked_mse(model.decoder, slots, feats, precision)
+    inputs = linear_layers(model.project, target.flatten(0, 1), part_of(params, 'project'), precision).view(
+        *target.shape[:2], -1
+    )
+    slots, logits = attend(
+        competition, competition.norm_inputs(inputs), model.init(noise, inputs), part_of(params, 'slot_attention')
+    )
+    if target is not feats:
+        mse = recon_mse(
+            model, slots, logits, target, precision
+        )  # a learnt target has a gradient, which the others don't give
+    elif isinstance(model.decoder, MLPDecoder):
+        mse = blocked_mse(model.decoder, slots, feats, precision)
     else:
-        each = per_slot(model.decoder, slots.flatten(0, 1), part_of(params, 'decoder'), precision).view(*slots.shape[:2], -1)
+        each = per_slot(model.decoder, slots.flatten(0, 1), part_of(params, 'decoder'), precision).view(
+            *slots.shape[:2], -1
+        )
         (mse,) = mixed_mse(each, logits, feats, model.decoder.mask_temperature)
     cosine = slot_cosine(slots)
-    return StepLosses(mse + diversity_weight*cosine, mse, cosine)
+    return StepLosses(mse + diversity_weight * cosine, mse, cosine)
 
 # %% ../nbs/34_step.ipynb #3520f120
 class GraphedStep:
     "A function of tensors, as it is on the CPU, and as a CUDA graph on a GPU. The first calls run as they are; nothing is run twice."
-    warmup = 3 # calls before the recording, so that libraries and the optimiser have made their own memory
 
-    def __init__(self,
-        step:Callable, # of tensors, and gives tensors; may change its model in place; asks the device for nothing
-        device:torch.device, # where it computes
-    ): self.step, self.device, self.calls, self.graphs = step, torch.device(device), {}, {}
+    warmup = 3  # calls before the recording, so that libraries and the optimiser have made their own memory
 
-    def __call__(self,
-        *inputs:Tensor, # the same number each time; for each set of shapes there is one graph
-    ): # what the step gives; valid until the next call
-        if self.device.type!='cuda': return self.step(*inputs)
+    def __init__(
+        self,
+        step: Callable,  # of tensors, and gives tensors; may change its model in place; asks the device for nothing
+        device: torch.device,  # where it computes
+    ):
+        self.step, self.device, self.calls, self.graphs = step, torch.device(device), {}, {}
+
+    def __call__(
+        self,
+        *inputs: Tensor,  # the same number each time; for each set of shapes there is one graph
+    ):  # what the step gives; valid until the next call
+        if self.device.type != 'cuda':
+            return self.step(*inputs)
         key = tuple(t.shape for t in inputs)
         self.calls[key] = self.calls.get(key, 0) + 1
-        if self.calls[key] <= self.warmup: return self._aside(*inputs)
-        if key not in self.graphs: self.graphs[key] = self._record(inputs)
+        if self.calls[key] <= self.warmup:
+            return self._aside(*inputs)
+        if key not in self.graphs:
+            self.graphs[key] = self._record(inputs)
         graph, places, out = self.graphs[key]
-        for place, t in zip(places, inputs): place.copy_(t, non_blocking=True)
+        for place, t in zip(places, inputs):
+            place.copy_(t, non_blocking=True)
         graph.replay()
         return out
 
@@ -172,54 +223,67 @@ class GraphedStep:
         "On a stream of its own, as recording wants it."
         main, side = torch.cuda.current_stream(self.device), torch.cuda.Stream(self.device)
         side.wait_stream(main)
-        with torch.cuda.stream(side): out = self.step(*(t.to(self.device) for t in inputs))
+        with torch.cuda.stream(side):
+            out = self.step(*(t.to(self.device) for t in inputs))
         main.wait_stream(side)
         return out
 
     def _record(self, inputs):
         graph, places = torch.cuda.CUDAGraph(), [t.to(self.device, copy=True) for t in inputs]
-        with torch.cuda.graph(graph): out = self.step(*places) # recorded, not run
+        with torch.cuda.graph(graph):
+            out = self.step(*places)  # recorded, not run
         return graph, places, out
 
 # %% ../nbs/34_step.ipynb #a32271a0
 def adam(
-    params, # of a model, on their device
-    lr:float, # until `TrainStep` sets it
+    params,  # of a model, on their device
+    lr: float,  # until `TrainStep` sets it
 ) -> torch.optim.Adam:
     "Adam (Kingma and Ba 2015) in one kernel, fit for a CUDA graph on a GPU."
-    params = list(params); device = params[0].device
-    cuda = device.type=='cuda'
+    params = list(params)
+    device = params[0].device
+    cuda = device.type == 'cuda'
     return torch.optim.Adam(params, lr=torch.tensor(lr, device=device) if cuda else lr, fused=True, capturable=cuda)
 
+
 def clip_gradients(
-    params:Iterable[nn.Parameter], # their gradients are changed in place
-    clip_norm:float, # largest norm
-) -> Tensor: # scalar, the norm before
+    params: Iterable[nn.Parameter],  # their gradients are changed in place
+    clip_norm: float,  # largest norm
+) -> Tensor:  # scalar, the norm before
     "Shorten gradients that are too long (Pascanu et al. 2013); those that are not are not touched."
     params = list(params)
     norm = nn.utils.get_total_norm([p.grad for p in params if p.grad is not None])
-    if norm.is_cuda or norm + 1e-6 > clip_norm: nn.utils.clip_grads_with_norm_(params, clip_norm, norm) # a GPU is not asked
+    if norm.is_cuda or norm + 1e-6 > clip_norm:
+        nn.utils.clip_grads_with_norm_(params, clip_norm, norm)  # a GPU is not asked
     return norm
+
 
 @contextmanager
 def low_products(
-    precision:str, # 'fp32' or 'bf16'
-    device:torch.device,
+    precision: str,  # 'fp32' or 'bf16'
+    device: torch.device,
 ):
     "In 'bf16' a GPU may multiply what stays in single precision as TF32, with the mantissa of ten bits that its matrix units have."
-    if device.type!='cuda' or precision!='bf16': yield; return
+    if device.type != 'cuda' or precision != 'bf16':
+        yield
+        return
     before, torch.backends.cuda.matmul.allow_tf32 = torch.backends.cuda.matmul.allow_tf32, True
-    try: yield
-    finally: torch.backends.cuda.matmul.allow_tf32 = before
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
 
 class TrainStep:
     "Losses, gradients, clipping, Adam."
-    def __init__(self,
-        model:SlotAutoencoder, # changed in place
-        opt:torch.optim.Optimizer, # of `adam`
-        diversity_weight:float=.1, # of the slot diversity term
-        clip_norm:float=1., # largest gradient norm
-        precision:str='fp32', # 'fp32' or 'bf16'
+
+    def __init__(
+        self,
+        model: SlotAutoencoder,  # changed in place
+        opt: torch.optim.Optimizer,  # of `adam`
+        diversity_weight: float = 0.1,  # of the slot diversity term
+        clip_norm: float = 1.0,  # largest gradient norm
+        precision: str = 'fp32',  # 'fp32' or 'bf16'
     ):
         self.model, self.opt, self.params = model, opt, list(model.parameters())
         self.diversity_weight, self.clip_norm, self.precision = diversity_weight, clip_norm, precision
@@ -227,19 +291,22 @@ class TrainStep:
 
     def _step(self, feats, noise):
         with low_products(self.precision, feats.device):
-            self.opt.zero_grad() # before anything else, so that old gradients make room for new ones
+            self.opt.zero_grad()  # before anything else, so that old gradients make room for new ones
             losses = step_losses(self.model, feats, noise, self.diversity_weight, self.precision)
             losses.loss.backward()
         norm = clip_gradients(self.params, self.clip_norm)
         self.opt.step()
         return torch.stack([*losses, norm]).detach()
 
-    def __call__(self,
-        feats:Tensor, # (b n d) normalised
-        noise:Tensor, # (b k d) of `SlotInit.draw`
-        lr:float, # of this step
-    ) -> Tensor: # (4,) loss, mse, slot_cosine, gradient norm before clipping; valid until the next call
+    def __call__(
+        self,
+        feats: Tensor,  # (b n d) normalised
+        noise: Tensor,  # (b k d) of `SlotInit.draw`
+        lr: float,  # of this step
+    ) -> Tensor:  # (4,) loss, mse, slot_cosine, gradient norm before clipping; valid until the next call
         for g in self.opt.param_groups:
-            if torch.is_tensor(g['lr']): g['lr'].fill_(lr)
-            else: g['lr'] = lr
+            if torch.is_tensor(g['lr']):
+                g['lr'].fill_(lr)
+            else:
+                g['lr'] = lr
         return self.graphed(feats, noise)

@@ -26,36 +26,49 @@ from .vectorize import NOT_OF_DATA, epochs_done, vectorize
 # %% ../nbs/54_study.ipynb #st-7
 class Estimate(NamedTuple):
     "A mean over seeds and its 95 % interval."
-    mean:float
-    half:float # half the width of the interval; NaN for a single value
-    n:int # seeds
+
+    mean: float
+    half: float  # half the width of the interval; NaN for a single value
+    n: int  # seeds
 
     @property
-    def low(self) -> float: return self.mean - self.half
-    @property
-    def high(self) -> float: return self.mean + self.half
+    def low(self) -> float:
+        return self.mean - self.half
 
-    def text(self,
-        factor:float=1., # 100 for fractions that are shown as percentages
-        digits:int=1, # after the point
-        sign:bool=False, # show a plus
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+    def text(
+        self,
+        factor: float = 1.0,  # 100 for fractions that are shown as percentages
+        digits: int = 1,  # after the point
+        sign: bool = False,  # show a plus
     ) -> str:
         "As tables show it."
-        return f"{factor*self.mean:{'+' if sign else ''}.{digits}f} ± {factor*self.half:.{digits}f} (n={self.n})"
+        return f"{factor * self.mean:{'+' if sign else ''}.{digits}f} ± {factor * self.half:.{digits}f} (n={self.n})"
+
 
 def estimate(
-    values:Iterable[float], # one a seed; NaN where there is none
+    values: Iterable[float],  # one a seed; NaN where there is none
 ) -> Estimate:
     "Mean and 95 % interval of Student's t."
-    v = np.asarray(list(values), float); v = v[np.isfinite(v)]
-    if not len(v): return Estimate(math.nan, math.nan, 0)
-    return Estimate(float(v.mean()), float(student.ppf(.975, len(v) - 1)*v.std(ddof=1)/len(v)**.5) if len(v) > 1 else math.nan, len(v))
+    v = np.asarray(list(values), float)
+    v = v[np.isfinite(v)]
+    if not len(v):
+        return Estimate(math.nan, math.nan, 0)
+    return Estimate(
+        float(v.mean()),
+        float(student.ppf(0.975, len(v) - 1) * v.std(ddof=1) / len(v) ** 0.5) if len(v) > 1 else math.nan,
+        len(v),
+    )
+
 
 def paired(
-    rows:pd.DataFrame, # of `collect`
-    arm:str, # minus ...
-    base:str, # ... this one, seed by seed
-    column:str,
+    rows: pd.DataFrame,  # of `collect`
+    arm: str,  # minus ...
+    base: str,  # ... this one, seed by seed
+    column: str,
 ) -> Estimate:
     "Difference of two arms over the seeds that both have."
     both = rows.pivot_table(index='seed', columns='arm', values=column) if column in rows else pd.DataFrame()
@@ -63,111 +76,177 @@ def paired(
 
 # %% ../nbs/54_study.ipynb #st-8b
 def plot_differences(
-    panels:dict[str, dict[str, Estimate]], # axis label: name of the arm: its paired difference
+    panels: dict[str, dict[str, Estimate]],  # axis label: name of the arm: its paired difference
 ) -> plt.Figure:
     "Differences with their 95 % intervals, a panel a measure; an interval that does not hold 0 is drawn in colour."
     names = list(next(iter(panels.values())))
-    fig, axs = plt.subplots(1, len(panels), figsize=(3*len(panels) + 2, .4*len(names) + 1.2), sharey=True, squeeze=False)
+    fig, axs = plt.subplots(
+        1, len(panels), figsize=(3 * len(panels) + 2, 0.4 * len(names) + 1.2), sharey=True, squeeze=False
+    )
     for ax, (label, differences) in zip(axs[0], panels.items()):
-        for y, d in enumerate(differences.values()): ax.errorbar(d.mean, y, xerr=d.half, marker='o', capsize=3, color='#D55E00' if d.low > 0 or d.high < 0 else '0.5')
-        ax.axvline(0, color='0.3', lw=1); ax.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
-    axs[0, 0].invert_yaxis(); fig.tight_layout(); plt.close(fig)
+        for y, d in enumerate(differences.values()):
+            ax.errorbar(
+                d.mean, y, xerr=d.half, marker='o', capsize=3, color='#D55E00' if d.low > 0 or d.high < 0 else '0.5'
+            )
+        ax.axvline(0, color='0.3', lw=1)
+        ax.set(xlabel=label, yticks=range(len(names)), yticklabels=names)
+    axs[0, 0].invert_yaxis()
+    fig.tight_layout()
+    plt.close(fig)
     return fig
 
 # %% ../nbs/54_study.ipynb #st-10
 @dataclass(frozen=True)
 class Arm:
     "One way to train, compared with others over the same seeds."
-    name:str
-    why:str # what is asked, in a line
-    settings:dict = field(default_factory=dict) # fields of `TrainConfig` that differ from the study's
-    needs:str = '' # the arm whose run of the same seed is the warm start
+
+    name: str
+    why: str  # what is asked, in a line
+    settings: dict = field(default_factory=dict)  # fields of `TrainConfig` that differ from the study's
+    needs: str = ''  # the arm whose run of the same seed is the warm start
+
 
 def plan_study(
-    arms:list[Arm],
-    seeds:Iterable[int],
-    runs_dir:str|Path, # each run goes to runs_dir/arm-seed/backbone
-    **base, # fields of `TrainConfig` that all arms share
-) -> dict[str, list[TrainConfig]]: # name of the arm: one configuration a seed
+    arms: list[Arm],
+    seeds: Iterable[int],
+    runs_dir: str | Path,  # each run goes to runs_dir/arm-seed/backbone
+    **base,  # fields of `TrainConfig` that all arms share
+) -> dict[str, list[TrainConfig]]:  # name of the arm: one configuration a seed
     "Who trains what; wrong settings are refused before anything starts."
     plan, names = {}, [a.name for a in arms]
     for a in arms:
-        if names.count(a.name) > 1: raise SlotnbError(f"arm '{a.name}' is there twice; give each its own name")
-        if a.needs and a.needs not in plan: raise SlotnbError(f"arm '{a.name}' starts from '{a.needs}', which has to stand before it")
-        configs = [TrainConfig(**(base | a.settings), seed=s, save_dir=str(Path(runs_dir)/f'{a.name}-seed{s}')) for s in seeds]
-        plan[a.name] = [replace(c, warm_start=str(start.run_dir)) for c, start in zip(configs, plan[a.needs])] if a.needs else configs
+        if names.count(a.name) > 1:
+            raise SlotnbError(f"arm '{a.name}' is there twice; give each its own name")
+        if a.needs and a.needs not in plan:
+            raise SlotnbError(f"arm '{a.name}' starts from '{a.needs}', which has to stand before it")
+        configs = [
+            TrainConfig(**(base | a.settings), seed=s, save_dir=str(Path(runs_dir) / f'{a.name}-seed{s}'))
+            for s in seeds
+        ]
+        plan[a.name] = (
+            [replace(c, warm_start=str(start.run_dir)) for c, start in zip(configs, plan[a.needs])]
+            if a.needs
+            else configs
+        )
     return plan
 
 # %% ../nbs/54_study.ipynb #st-13
-_read = {} # who scores many runs reads what they share once
+_read = {}  # who scores many runs reads what they share once
+
 
 def _data(config):
-    if config not in _read: _read.clear(); _read[config] = prepare(config, show_progress=False)
+    if config not in _read:
+        _read.clear()
+        _read[config] = prepare(config, show_progress=False)
     return _read[config]
 
+
 def score_run(
-    run_dir:str|Path, # a trained run
-) -> Path: # of study.json, which comes last
+    run_dir: str | Path,  # a trained run
+) -> Path:  # of study.json, which comes last
     "`evaluate`, and the masks of slot attention on the training scenes, held-out ones included."
     run_dir = Path(run_dir)
-    run = load_run(run_dir); data = _data(replace(run.config, **{f.name: f.default for f in fields(TrainConfig) if f.name in NOT_OF_DATA}))
-    if not (run_dir/'result.json').exists(): evaluate(run_dir, show_progress=False, data=data)
+    run = load_run(run_dir)
+    data = _data(replace(run.config, **{f.name: f.default for f in fields(TrainConfig) if f.name in NOT_OF_DATA}))
+    if not (run_dir / 'result.json').exists():
+        evaluate(run_dir, show_progress=False, data=data)
     attn = torch.cat([out.attn for _, out in outputs(run.model, Batches(data.seen, run.normalizer), run.config.seed)])
     scenes = data.scenes['train']
-    scores = evaluate_masks(scenes, attn, 'seen', tuple(run.record['grid'])).mean(numeric_only=True).dropna() if scenes.has_truth else {}
-    write_json(run_dir/'study.json', {k: float(v) for k, v in scores.items() if k!='frame'})
-    return run_dir/'study.json'
+    scores = (
+        evaluate_masks(scenes, attn, 'seen', tuple(run.record['grid'])).mean(numeric_only=True).dropna()
+        if scenes.has_truth
+        else {}
+    )
+    write_json(run_dir / 'study.json', {k: float(v) for k, v in scores.items() if k != 'frame'})
+    return run_dir / 'study.json'
+
 
 def _try_to_score(run_dir, folder):
-    os.chdir(folder) # a worker may be left from elsewhere, and data_dir may be relative
-    try: score_run(run_dir); return str(run_dir), ''
-    except SlotnbError as e: return str(run_dir), str(e)
+    os.chdir(folder)  # a worker may be left from elsewhere, and data_dir may be relative
+    try:
+        score_run(run_dir)
+        return str(run_dir), ''
+    except SlotnbError as e:
+        return str(run_dir), str(e)
+
 
 def run_study(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`
-    workers:int=0, # processes; 0 is one a core
-    show_progress:bool=True,
-) -> dict[str, str]: # run folder: why it failed
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`
+    workers: int = 0,  # processes; 0 is one a core
+    show_progress: bool = True,
+) -> dict[str, str]:  # run folder: why it failed
     "Train and score what is not there yet. Interrupted, the same call goes on."
     everything = [c for configs in plan.values() for c in configs]
-    for c in everything: run_status(c) # a folder with another run is refused before anything is trained
-    failed, trained = {}, lambda c: epochs_done(c) >= c.num_epochs and (c.run_dir/'best_model.safetensors').exists()
-    for later in (False, True): # who starts from another's run comes second
-        todo = [c for c in everything if bool(c.warm_start)==later and not trained(c) and c.warm_start not in failed]
-        failed |= vectorize(todo, workers, show_progress, save_every=60.)
-    todo = [c for c in everything if trained(c) and str(c.run_dir) not in failed and not (c.run_dir/'study.json').exists()]
+    for c in everything:
+        run_status(c)  # a folder with another run is refused before anything is trained
+    failed, trained = {}, lambda c: epochs_done(c) >= c.num_epochs and (c.run_dir / 'best_model.safetensors').exists()
+    for later in (False, True):  # who starts from another's run comes second
+        todo = [c for c in everything if bool(c.warm_start) == later and not trained(c) and c.warm_start not in failed]
+        failed |= vectorize(todo, workers, show_progress, save_every=60.0)
+    todo = [
+        c for c in everything if trained(c) and str(c.run_dir) not in failed and not (c.run_dir / 'study.json').exists()
+    ]
     with parallel_config('loky', n_jobs=workers or os.cpu_count(), inner_max_num_threads=1):
-        score = import_module('slotnb.study')._try_to_score # by its name in the package: a notebook's own can't be sent to another process everywhere
+        score = import_module(
+            'slotnb.study'
+        )._try_to_score  # by its name in the package: a notebook's own can't be sent to another process everywhere
         scored = Parallel(return_as='generator_unordered')(delayed(score)(c.run_dir, os.getcwd()) for c in todo)
-        return failed | {folder: why for folder, why in tqdm(scored, 'score', len(todo), unit='run', disable=not show_progress) if why}
+        return failed | {
+            folder: why
+            for folder, why in tqdm(scored, 'score', len(todo), unit='run', disable=not show_progress)
+            if why
+        }
 
 # %% ../nbs/54_study.ipynb #st-14
 def settled(
-    curve:pd.Series, # a loss, one value an epoch
-    part:float=.9, # of its way
-) -> int: # epoch
+    curve: pd.Series,  # a loss, one value an epoch
+    part: float = 0.9,  # of its way
+) -> int:  # epoch
     "The first epoch in which a loss has come that part of the way from its first value to its lowest."
     first, low = curve.iloc[0], curve.min()
-    return int((curve <= first - part*(first - low)).to_numpy().argmax())
+    return int((curve <= first - part * (first - low)).to_numpy().argmax())
+
 
 def collect(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`, run
-) -> pd.DataFrame: # one row an arm and seed: what `evaluate` found, scores of the training scenes (`_seen`), and of the curves
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`, run
+) -> (
+    pd.DataFrame
+):  # one row an arm and seed: what `evaluate` found, scores of the training scenes (`_seen`), and of the curves
     "Every run in one table. A run that failed has its reason in `failed`, and no numbers."
     rows = []
     for arm, configs in plan.items():
         for c in configs:
             row = dict(arm=arm, seed=c.seed, failed='')
-            if (why := c.run_dir/'failed.json').exists(): rows.append(row | dict(failed=read_json(why)['why'])); continue
-            curve = pd.read_csv(c.run_dir/'metrics.csv')
-            rows.append(row | read_json(c.run_dir/'result.json') | read_json(c.run_dir/'study.json') | dict(train_mse=curve.mse.iloc[-1], val_fvu=curve.val_fvu.min(),
-                grad_norm=curve.grad_norm[c.warmup_epochs:].mean(), grad_norm_max=curve.grad_norm[c.warmup_epochs:].max(), settled=settled(curve.mse)))
+            if (why := c.run_dir / 'failed.json').exists():
+                rows.append(row | dict(failed=read_json(why)['why']))
+                continue
+            curve = pd.read_csv(c.run_dir / 'metrics.csv')
+            rows.append(
+                row
+                | read_json(c.run_dir / 'result.json')
+                | read_json(c.run_dir / 'study.json')
+                | dict(
+                    train_mse=curve.mse.iloc[-1],
+                    val_fvu=curve.val_fvu.min(),
+                    grad_norm=curve.grad_norm[c.warmup_epochs :].mean(),
+                    grad_norm_max=curve.grad_norm[c.warmup_epochs :].max(),
+                    settled=settled(curve.mse),
+                )
+            )
     return pd.DataFrame(rows)
 
+
 def curves(
-    plan:dict[str, list[TrainConfig]], # of `plan_study`, run
-    columns:tuple[str, ...]=('mse', 'val_fvu', 'grad_norm'), # of metrics.csv
-) -> pd.DataFrame: # one row an arm, seed and epoch
+    plan: dict[str, list[TrainConfig]],  # of `plan_study`, run
+    columns: tuple[str, ...] = ('mse', 'val_fvu', 'grad_norm'),  # of metrics.csv
+) -> pd.DataFrame:  # one row an arm, seed and epoch
     "The courses of all runs."
-    return pd.concat([pd.read_csv(c.run_dir/'metrics.csv', usecols=['epoch', *columns]).assign(arm=arm, seed=c.seed)
-                      for arm, configs in plan.items() for c in configs if (c.run_dir/'study.json').exists()], ignore_index=True)
+    return pd.concat(
+        [
+            pd.read_csv(c.run_dir / 'metrics.csv', usecols=['epoch', *columns]).assign(arm=arm, seed=c.seed)
+            for arm, configs in plan.items()
+            for c in configs
+            if (c.run_dir / 'study.json').exists()
+        ],
+        ignore_index=True,
+    )

@@ -24,123 +24,180 @@ from .vectorize import epochs_done, vectorize
 
 # %% ../nbs/52_sweep.ipynb #cell-5
 def declared_parameters(
-    notebook:str|Path, # with a cell tagged `parameters`
-) -> dict[str, dict]: # name: type, default, help
+    notebook: str | Path,  # with a cell tagged `parameters`
+) -> dict[str, dict]:  # name: type, default, help
     "The parameters that a notebook declares, one a line in its tagged cell."
     import papermill as pm
-    if not Path(notebook).is_file(): raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
+
+    if not Path(notebook).is_file():
+        raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
     found = pm.inspect_notebook(str(notebook))
-    if not found: raise SlotnbError(f"notebook {notebook} has no cell tagged 'parameters'; was its metadata cleaned away?")
+    if not found:
+        raise SlotnbError(f"notebook {notebook} has no cell tagged 'parameters'; was its metadata cleaned away?")
     return found
 
+
 def check_parameters(
-    notebook:str|Path, # that will be run
-    params:dict, # what is about to be passed
+    notebook: str | Path,  # that will be run
+    params: dict,  # what is about to be passed
 ):
     "Refuse a parameter that the notebook does not declare."
     known = declared_parameters(notebook)
     for name in params:
-        if name not in known: raise SlotnbError(f"parameter '{name}' is not declared by {notebook}; it has {', '.join(known)}")
+        if name not in known:
+            raise SlotnbError(f"parameter '{name}' is not declared by {notebook}; it has {', '.join(known)}")
 
 # %% ../nbs/52_sweep.ipynb #cell-9
 def plan_runs(
-    backbones:list[str], # names of `BACKBONES`
-    normalizers:list[str], # names of `Normalizer.kinds`
-    seeds:list[int],
-    feature_stds:list[float], # of the intervention; may be empty
-    out_dir:str, # the runs' folder
-    **settings, # any other field of `TrainConfig`, the same for all
-) -> list[TrainConfig]: # each with a folder of its own
+    backbones: list[str],  # names of `BACKBONES`
+    normalizers: list[str],  # names of `Normalizer.kinds`
+    seeds: list[int],
+    feature_stds: list[float],  # of the intervention; may be empty
+    out_dir: str,  # the runs' folder
+    **settings,  # any other field of `TrainConfig`, the same for all
+) -> list[TrainConfig]:  # each with a folder of its own
     "One configuration a run; wrong settings are refused before anything starts."
     runs = [dict(backbone=b, normalizer=n, seed=s) for b, n, s in product(backbones, normalizers, seeds)]
-    runs += [dict(backbone=b, normalizer='none', feature_std=float(std), seed=s) for b, std, s in product(backbones, feature_stds, seeds)]
+    runs += [
+        dict(backbone=b, normalizer='none', feature_std=float(std), seed=s)
+        for b, std, s in product(backbones, feature_stds, seeds)
+    ]
     name = lambda r: f"{r['normalizer']}{'-std%g' % r['feature_std'] if 'feature_std' in r else ''}-seed{r['seed']}"
-    return [TrainConfig(**r, **settings, save_dir=str(Path(out_dir)/name(r))) for r in runs]
+    return [TrainConfig(**r, **settings, save_dir=str(Path(out_dir) / name(r))) for r in runs]
 
 # %% ../nbs/52_sweep.ipynb #cell-11
 def run_status(
-    config:TrainConfig,
-) -> str: # 'finished', 'started' or 'new'
+    config: TrainConfig,
+) -> str:  # 'finished', 'started' or 'new'
     "What is in a run's folder. A finished run counts only if it had these very settings."
-    path = config.run_dir/'config.json'
-    if not path.exists(): return 'new'
+    path = config.run_dir / 'config.json'
+    if not path.exists():
+        return 'new'
     old, new = read_json(path)['config'], asdict(config)
-    wrong = [k for k in new if k not in ('save_dir', 'data_dir', 'device') and old.get(k)!=new[k]]
-    if wrong: raise SlotnbError(f'{config.run_dir} holds a run with other settings ({wrong[0]} {old.get(wrong[0])!r} there, {new[wrong[0]]!r} here); '
-                                'choose another out_dir or delete that folder')
-    return 'finished' if (config.run_dir/'result.json').exists() else 'started'
+    wrong = [k for k in new if k not in ('save_dir', 'data_dir', 'device') and old.get(k) != new[k]]
+    if wrong:
+        raise SlotnbError(
+            f'{config.run_dir} holds a run with other settings ({wrong[0]} {old.get(wrong[0])!r} there, {new[wrong[0]]!r} here); '
+            'choose another out_dir or delete that folder'
+        )
+    return 'finished' if (config.run_dir / 'result.json').exists() else 'started'
 
 # %% ../nbs/52_sweep.ipynb #cell-13
 def score_floors(
-    backbone:str, # whose features k-means gets
-    config:TrainConfig, # data, resolution and grid
-    seeds:list[int], # of k-means
-    show_progress:bool=True,
-) -> pd.DataFrame: # one row a method and seed; fractions
+    backbone: str,  # whose features k-means gets
+    config: TrainConfig,  # data, resolution and grid
+    seeds: list[int],  # of k-means
+    show_progress: bool = True,
+) -> pd.DataFrame:  # one row a method and seed; fractions
     "What masks score that nobody trained; no row where the test scenes have no truth."
     test = open_split(config, 'test', show_progress)
-    if not test.has_truth: return pd.DataFrame(columns=['method', 'seed'])
+    if not test.has_truth:
+        return pd.DataFrame(columns=['method', 'seed'])
     scenes = list(test)
-    net = frozen_backbone(replace(config, backbone=backbone)); grid = net.grid
-    near = tuple(max(16, s//16*16) for s in net.resolution)
-    nets = {f'k-means on {backbone}': net,
-            'k-means on RANDOM WEIGHTS dino_vits16': ViTBackbone('dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device)}
-    ways = {'12 fixed blocks': lambda s: [block_masks(grid)]*len(scenes), 'truth on the grid': lambda s: [truth_masks(x.segmentation, grid) for x in scenes]}
+    net = frozen_backbone(replace(config, backbone=backbone))
+    grid = net.grid
+    near = tuple(max(16, s // 16 * 16) for s in net.resolution)
+    nets = {
+        f'k-means on {backbone}': net,
+        'k-means on RANDOM WEIGHTS dino_vits16': ViTBackbone(
+            'dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device
+        ),
+    }
+    ways = {
+        '12 fixed blocks': lambda s: [block_masks(grid)] * len(scenes),
+        'truth on the grid': lambda s: [truth_masks(x.segmentation, grid) for x in scenes],
+    }
     for name, net in nets.items():
         feats = extract(net, test, show_progress=show_progress).feats
         ways[name] = lambda s, feats=feats: [kmeans_masks(f, config.num_slots, s) for f in feats]
     rows = []
     for name, masks in ways.items():
-        for s in (seeds if 'k-means' in name else seeds[:1]):
+        for s in seeds if 'k-means' in name else seeds[:1]:
             soft = masks(s)
             refined = [refine_masks(x.image, m, grid=grid) for x, m in zip(scenes, soft)]
             scores = evaluate_masks(scenes, soft, 'masks', grid), evaluate_labels(scenes, refined, 'refined')
-            rows.append(dict(method=name, seed=s) | {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()})
+            rows.append(
+                dict(method=name, seed=s)
+                | {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()}
+            )
     return pd.DataFrame(rows)
 
 # %% ../nbs/52_sweep.ipynb #cell-15
 def _start(config, notebook, threads):
     "Start papermill on the run notebook, in the folder where the sweep was started."
-    folder = config.run_dir; folder.mkdir(parents=True, exist_ok=True)
-    (folder/'failed.json').unlink(missing_ok=True)
-    cmd = [sys.executable, '-m', 'papermill', str(notebook), str(folder/'run.ipynb'), '--cwd', '.', '--no-progress-bar', '-y', json.dumps(asdict(config))]
-    env = os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TQDM_DISABLE='1', PYTHONUNBUFFERED='1')
-    with open(folder/'papermill.log', 'w') as log: return subprocess.Popen(cmd, stdout=log, stderr=subprocess.STDOUT, env=env)
+    folder = config.run_dir
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / 'failed.json').unlink(missing_ok=True)
+    cmd = [
+        sys.executable,
+        '-m',
+        'papermill',
+        str(notebook),
+        str(folder / 'run.ipynb'),
+        '--cwd',
+        '.',
+        '--no-progress-bar',
+        '-y',
+        json.dumps(asdict(config)),
+    ]
+    env = os.environ | dict(
+        OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TQDM_DISABLE='1', PYTHONUNBUFFERED='1'
+    )
+    with open(folder / 'papermill.log', 'w') as log:
+        return subprocess.Popen(cmd, stdout=log, stderr=subprocess.STDOUT, env=env)
+
 
 def _why(config, code):
     "The last line that a failed run left, written down beside it."
-    lines = [l.strip() for l in (config.run_dir/'papermill.log').read_text().splitlines() if l.strip()]
-    why = next((l for l in reversed(lines) if 'Error' in l or 'Interrupt' in l), lines[-1] if lines else f'exit code {code}')
-    write_json(config.run_dir/'failed.json', dict(why=why, exit_code=code, log=str(config.run_dir/'papermill.log')))
+    lines = [l.strip() for l in (config.run_dir / 'papermill.log').read_text().splitlines() if l.strip()]
+    why = next(
+        (l for l in reversed(lines) if 'Error' in l or 'Interrupt' in l), lines[-1] if lines else f'exit code {code}'
+    )
+    write_json(config.run_dir / 'failed.json', dict(why=why, exit_code=code, log=str(config.run_dir / 'papermill.log')))
     return why
 
 # %% ../nbs/52_sweep.ipynb #cell-16
 def run_all(
-    plan:list[TrainConfig],
-    notebook:str|Path='reports/backbone_run.ipynb', # what papermill executes
-    workers:int=0, # runs at a time; 0 is one a core on the CPU and one on a GPU
-    show_progress:bool=True,
-) -> dict[str, str]: # run folder: why it failed
+    plan: list[TrainConfig],
+    notebook: str | Path = 'reports/backbone_run.ipynb',  # what papermill executes
+    workers: int = 0,  # runs at a time; 0 is one a core on the CPU and one on a GPU
+    show_progress: bool = True,
+) -> dict[str, str]:  # run folder: why it failed
     "Run what is not finished; go on past failures."
-    for c in plan: check_parameters(notebook, asdict(c))
-    todo = [c for c in plan if run_status(c)!='finished']
-    gpu = torch.cuda.is_available() and all(c.device!='cpu' for c in plan)
+    for c in plan:
+        check_parameters(notebook, asdict(c))
+    todo = [c for c in plan if run_status(c) != 'finished']
+    gpu = torch.cuda.is_available() and all(c.device != 'cpu' for c in plan)
     workers = max(1, min(len(todo), workers or (1 if gpu else os.cpu_count())))
-    threads, live, failed = max(1, os.cpu_count()//workers), {}, {}
-    bar = tqdm(total=sum(c.num_epochs for c in plan), desc=f'{len(plan)} runs, {len(plan) - len(todo)} finished before', unit='epoch', disable=not show_progress)
+    threads, live, failed = max(1, os.cpu_count() // workers), {}, {}
+    bar = tqdm(
+        total=sum(c.num_epochs for c in plan),
+        desc=f'{len(plan)} runs, {len(plan) - len(todo)} finished before',
+        unit='epoch',
+        disable=not show_progress,
+    )
     try:
         queue = todo[:]
         while queue or live:
-            while queue and len(live) < workers: c = queue.pop(0); live[c.run_dir] = c, _start(c, notebook, threads)
-            time.sleep(.5)
+            while queue and len(live) < workers:
+                c = queue.pop(0)
+                live[c.run_dir] = c, _start(c, notebook, threads)
+            time.sleep(0.5)
             for folder, (c, process) in list(live.items()):
-                if (code := process.poll()) is None: continue
+                if (code := process.poll()) is None:
+                    continue
                 del live[folder]
-                if code or not (folder/'result.json').exists(): failed[str(folder)] = _why(c, code); tqdm.write(f'FAILED {folder}: {failed[str(folder)]}')
-            bar.n = sum(epochs_done(c) for c in plan); bar.set_postfix_str(', '.join(str(f) for f in live)); bar.refresh()
-    finally: # also when interrupted: what runs is ended, and goes on from its last state next time
-        for _, process in live.values(): process.terminate()
-        for _, process in live.values(): process.wait()
+                if code or not (folder / 'result.json').exists():
+                    failed[str(folder)] = _why(c, code)
+                    tqdm.write(f'FAILED {folder}: {failed[str(folder)]}')
+            bar.n = sum(epochs_done(c) for c in plan)
+            bar.set_postfix_str(', '.join(str(f) for f in live))
+            bar.refresh()
+    finally:  # also when interrupted: what runs is ended, and goes on from its last state next time
+        for _, process in live.values():
+            process.terminate()
+        for _, process in live.values():
+            process.wait()
         bar.close()
     return failed
 
@@ -148,53 +205,79 @@ def run_all(
 @dataclass(frozen=True)
 class SweepConfig:
     "Run the notebook for every backbone, normalizer and seed; what is finished is skipped, what fails is named."
-    out_dir:str = 'runs'  # each run goes to out_dir/name/backbone
-    backbone:tuple[str, ...] = ('dinov2_vits14', 'dino_vits16', 'clip_vitb16')  # which backbones
-    normalizer:tuple[str, ...] = ('none', 'instance')  # which normalizers
-    seed:tuple[int, ...] = (0, 1, 2)  # which seeds
-    feature_std:tuple[float, ...] = ()  # also train features rescaled to these stds, without normalization
-    num_epochs:int = 200  # of each run
-    set:tuple[str, ...] = ()  # any other parameter of the run notebook for all runs, e.g. --set lr=0.001 decoder=mlp
-    notebook:str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
-    workers:int = 0  # runs at a time; 0: one a core on the CPU, one on a GPU
-    vectorize:bool = False  # first train runs of the same shapes together, as one program a worker; then run the notebooks
+
+    out_dir: str = 'runs'  # each run goes to out_dir/name/backbone
+    backbone: tuple[str, ...] = ('dinov2_vits14', 'dino_vits16', 'clip_vitb16')  # which backbones
+    normalizer: tuple[str, ...] = ('none', 'instance')  # which normalizers
+    seed: tuple[int, ...] = (0, 1, 2)  # which seeds
+    feature_std: tuple[float, ...] = ()  # also train features rescaled to these stds, without normalization
+    num_epochs: int = 200  # of each run
+    set: tuple[str, ...] = ()  # any other parameter of the run notebook for all runs, e.g. --set lr=0.001 decoder=mlp
+    notebook: str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
+    workers: int = 0  # runs at a time; 0: one a core on the CPU, one on a GPU
+    vectorize: bool = (
+        False  # first train runs of the same shapes together, as one program a worker; then run the notebooks
+    )
 
 # %% ../nbs/52_sweep.ipynb #cell-18
 def parse_settings(
-    settings:tuple[str, ...], # each `name=value`
-    notebook:str|Path, # that declares the names
-) -> dict: # name: value of the declared type
+    settings: tuple[str, ...],  # each `name=value`
+    notebook: str | Path,  # that declares the names
+) -> dict:  # name: value of the declared type
     "Read `--set`; a name that the notebook does not declare is refused."
     pairs = {}
     for item in settings:
         name, eq, value = item.partition('=')
-        if not eq: raise SlotnbError(f"set '{item}' must read name=value")
+        if not eq:
+            raise SlotnbError(f"set '{item}' must read name=value")
         check_parameters(notebook, {name: value})
         kind = {f.name: f.type for f in fields(TrainConfig)}[name]
-        try: pairs[name] = dict(true=True, false=False)[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError): raise SlotnbError(f"set '{item}': {value!r} is not of type {kind.__name__}") from None
+        try:
+            pairs[name] = dict(true=True, false=False)[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
+            raise SlotnbError(f"set '{item}': {value!r} is not of type {kind.__name__}") from None
     return pairs
 
 # %% ../nbs/52_sweep.ipynb #cell-20
 def sweep(
-    config:SweepConfig,
-    show_progress:bool=True,
-) -> dict[str, str]: # what failed and why
+    config: SweepConfig,
+    show_progress: bool = True,
+) -> dict[str, str]:  # what failed and why
     "Run the comparison; a backbone without weights is written down as such and the others go on."
     settings = parse_settings(config.set, config.notebook)
-    make = lambda backbones: plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, num_epochs=config.num_epochs, **settings)
-    make(config.backbone) # all settings are checked before anything is written
+    make = lambda backbones: plan_runs(
+        backbones,
+        config.normalizer,
+        config.seed,
+        config.feature_std,
+        config.out_dir,
+        num_epochs=config.num_epochs,
+        **settings,
+    )
+    make(config.backbone)  # all settings are checked before anything is written
     available, missing = [], {}
     for b in config.backbone:
         plan = make([b])
-        try: prepare(plan[0], show_progress); available.append(b)
+        try:
+            prepare(plan[0], show_progress)
+            available.append(b)
         except SlotnbError as e:
-            if not str(e).startswith('no weights'): raise
-            missing[b] = str(e).replace(str(cache_dir()), '$SLOTNB_CACHE'); tqdm.write(f'NOT MEASURED {b}: {e}')
+            if not str(e).startswith('no weights'):
+                raise
+            missing[b] = str(e).replace(str(cache_dir()), '$SLOTNB_CACHE')
+            tqdm.write(f'NOT MEASURED {b}: {e}')
     out = Path(config.out_dir)
-    if not available: raise SlotnbError('no backbone can be had. ' + ' '.join(missing.values()))
+    if not available:
+        raise SlotnbError('no backbone can be had. ' + ' '.join(missing.values()))
     plan = make(available)
-    write_json(out/'sweep.json', dict(config=asdict(config), missing=missing))
-    if not (out/'floors.csv').exists(): score_floors(available[0], plan[0], list(config.seed), show_progress).to_csv(out/'floors.csv', index=False)
-    failed = vectorize([c for c in plan if run_status(c)!='finished'], config.workers, show_progress) if config.vectorize else {}
-    return failed | run_all([c for c in plan if str(c.run_dir) not in failed], config.notebook, config.workers, show_progress)
+    write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing))
+    if not (out / 'floors.csv').exists():
+        score_floors(available[0], plan[0], list(config.seed), show_progress).to_csv(out / 'floors.csv', index=False)
+    failed = (
+        vectorize([c for c in plan if run_status(c) != 'finished'], config.workers, show_progress)
+        if config.vectorize
+        else {}
+    )
+    return failed | run_all(
+        [c for c in plan if str(c.run_dir) not in failed], config.notebook, config.workers, show_progress
+    )

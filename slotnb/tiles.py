@@ -239,32 +239,50 @@ extern "C" void block(const Work* w) { // forward and backward of some patches o
 # %% ../nbs/36_tiles.ipynb #ti-15
 _FLAGS = '-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx512bf16 -mamx-tile -mamx-bf16 -mfma'.split()
 
+
 @functools.lru_cache
 def _library():
     "The compiled kernel, or the reason why there is none."
-    if not has_matrix_units(): return 'this processor has no matrix units (AMX)'
+    if not has_matrix_units():
+        return 'this processor has no matrix units (AMX)'
     library = compiled('decoder', ''.join((_PRODUCT, _OUTER, _BLOCK)), _FLAGS)
-    if isinstance(library, str): return library
+    if isinstance(library, str):
+        return library
     library.memory_of.restype = ctypes.c_long
     return library if library.ask_for_tiles() else 'the system does not let a process use the matrix units (AMX)'
 
+
 def tiles_obstacle(
-    hidden_dim:int, # of the decoder's MLP
-    feat_dim:int, # of the features
-) -> str: # '' where `tiled_mse` can be had
+    hidden_dim: int,  # of the decoder's MLP
+    feat_dim: int,  # of the features
+) -> str:  # '' where `tiled_mse` can be had
     "Why the decoder can't go through the matrix units of this machine."
-    if isinstance(why := _library(), str): return why
-    return f'its widths {hidden_dim} and {feat_dim} are no multiples of 32' if hidden_dim%32 or feat_dim%32 else ''
+    if isinstance(why := _library(), str):
+        return why
+    return f'its widths {hidden_dim} and {feat_dim} are no multiples of 32' if hidden_dim % 32 or feat_dim % 32 else ''
 
 # %% ../nbs/36_tiles.ipynb #ti-17
-_SHARE = 1024 # pairs of slot and patch for a thread, at least: each has sums of its own, as large as the weights, and they have to be added up
+_SHARE = 1024  # pairs of slot and patch for a thread, at least: each has sums of its own, as large as the weights, and they have to be added up
+
 
 class _Layer(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p) for n in ('ahead', 'back', 'bias', 'd_weight', 'd_bias')] + [('n', ctypes.c_int), ('k', ctypes.c_int)]
+    _fields_ = [(n, ctypes.c_void_p) for n in ('ahead', 'back', 'bias', 'd_weight', 'd_bias')] + [
+        ('n', ctypes.c_int),
+        ('k', ctypes.c_int),
+    ]
+
 
 class _Work(ctypes.Structure):
-    _fields_ = [(n, ctypes.c_void_p) for n in ('slot', 'pos', 'alpha', 'target', 'd_slot', 'd_pos', 'd_alpha', 'squares', 'layers')] \
-        + [(n, ctypes.c_int) for n in ('depth', 'slots', 'patches', 'h', 'd')] + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')] + [('memory', ctypes.c_void_p)]
+    _fields_ = (
+        [
+            (n, ctypes.c_void_p)
+            for n in ('slot', 'pos', 'alpha', 'target', 'd_slot', 'd_pos', 'd_alpha', 'squares', 'layers')
+        ]
+        + [(n, ctypes.c_int) for n in ('depth', 'slots', 'patches', 'h', 'd')]
+        + [(n, ctypes.c_float) for n in ('alpha_bias', 'temperature', 'scale')]
+        + [('memory', ctypes.c_void_p)]
+    )
+
 
 def _packed(weight):
     "A matrix in panels, for the way up and for the way down."
@@ -275,37 +293,92 @@ def _packed(weight):
 
 # %% ../nbs/36_tiles.ipynb #ti-18
 def tiled_mse(
-    slot_part:Tensor, # (b k h) float32, the first layer's share of each slot, its bias included
-    pos_part:Tensor, # (n h) and of each position
-    alpha_weight:Tensor, # (h) of the logits of the masks
-    alpha_bias:Tensor, # scalar
-    target:Tensor, # (b n d) features
-    temperature:float, # of the masks
-    layers:list[Tensor], # weight (o i) and bias (o), alternately, of the hidden layers and of the one that makes features
-    block_rows:int=1024, # pairs of slot and patch that go through at a time, about, in all threads together
-) -> tuple[Tensor, list[Tensor]]: # the MSE, and its gradient to all of the above in their order, `target` and `temperature` left out
+    slot_part: Tensor,  # (b k h) float32, the first layer's share of each slot, its bias included
+    pos_part: Tensor,  # (n h) and of each position
+    alpha_weight: Tensor,  # (h) of the logits of the masks
+    alpha_bias: Tensor,  # scalar
+    target: Tensor,  # (b n d) features
+    temperature: float,  # of the masks
+    layers: list[
+        Tensor
+    ],  # weight (o i) and bias (o), alternately, of the hidden layers and of the one that makes features
+    block_rows: int = 1024,  # pairs of slot and patch that go through at a time, about, in all threads together
+) -> tuple[
+    Tensor, list[Tensor]
+]:  # the MSE, and its gradient to all of the above in their order, `target` and `temperature` left out
     "The MLP broadcast decoder forward and backward in bfloat16, on the processor's matrix units; the threads share out the blocks."
-    (b, k, h), (n, d) = check_shape(slot_part, 'b k h', 'slot_part'), check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:]
-    slot_part, pos_part, alpha_weight, target, *layers = (t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers))
-    library, packed, threads = _library(), [_packed(w) for w in layers[::2]], min(torch.get_num_threads(), -(-b*k*n//_SHARE))
-    size = max(32, min(-(-n//32), block_rows//threads//k//32)*32)
+    (b, k, h), (n, d) = (
+        check_shape(slot_part, 'b k h', 'slot_part'),
+        check_shape(target, f'{len(slot_part)} {len(pos_part)} d', 'target')[1:],
+    )
+    slot_part, pos_part, alpha_weight, target, *layers = (
+        t.detach().contiguous() for t in (slot_part, pos_part, alpha_weight, target, *layers)
+    )
+    library, packed, threads = (
+        _library(),
+        [_packed(w) for w in layers[::2]],
+        min(torch.get_num_threads(), -(-b * k * n // _SHARE)),
+    )
+    size = max(32, min(-(-n // 32), block_rows // threads // k // 32) * 32)
     blocks = [(i, start) for i in range(b) for start in range(0, n, size)]
     shares = [blocks[i::threads] for i in range(min(len(blocks), threads))]
 
-    def sums(): return [torch.zeros_like(t) for t in (alpha_weight.new_empty(1), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers)]
-    def work(share, total, memory): # each thread has sums and memory of its own
+    def sums():
+        return [
+            torch.zeros_like(t)
+            for t in (alpha_weight.new_empty(1), slot_part, pos_part, alpha_weight.new_empty(h + 1), *layers)
+        ]
+
+    def work(share, total, memory):  # each thread has sums and memory of its own
         squares, d_slot, d_pos, d_alpha, *d_layers = total
-        c_layers = (_Layer*len(packed))(*(_Layer(*(t.data_ptr() for t in (*both, bias, d_w, d_b)), *w.shape)
-                                          for both, w, bias, d_w, d_b in zip(packed, layers[::2], layers[1::2], d_layers[::2], d_layers[1::2])))
+        c_layers = (_Layer * len(packed))(
+            *(
+                _Layer(*(t.data_ptr() for t in (*both, bias, d_w, d_b)), *w.shape)
+                for both, w, bias, d_w, d_b in zip(packed, layers[::2], layers[1::2], d_layers[::2], d_layers[1::2])
+            )
+        )
         for i, start in share:
-            places = (t.data_ptr() for t in (slot_part[i], pos_part[start:], alpha_weight, target[i, start:], d_slot[i], d_pos[start:], d_alpha, squares))
-            library.block(ctypes.byref(_Work(*places, ctypes.addressof(c_layers), len(packed) - 1, k, min(size, n - start), h, d, bias_of_alpha, temperature, 2/target.numel(), memory.data_ptr())))
+            places = (
+                t.data_ptr()
+                for t in (
+                    slot_part[i],
+                    pos_part[start:],
+                    alpha_weight,
+                    target[i, start:],
+                    d_slot[i],
+                    d_pos[start:],
+                    d_alpha,
+                    squares,
+                )
+            )
+            library.block(
+                ctypes.byref(
+                    _Work(
+                        *places,
+                        ctypes.addressof(c_layers),
+                        len(packed) - 1,
+                        k,
+                        min(size, n - start),
+                        h,
+                        d,
+                        bias_of_alpha,
+                        temperature,
+                        2 / target.numel(),
+                        memory.data_ptr(),
+                    )
+                )
+            )
 
     bias_of_alpha, totals = alpha_bias.item(), [sums() for _ in shares]
-    memories = [torch.empty(library.memory_of(k, min(size, n), h, d, len(packed) - 1), dtype=torch.bfloat16) for _ in shares]
-    if len(shares)==1: work(shares[0], totals[0], memories[0])
+    memories = [
+        torch.empty(library.memory_of(k, min(size, n), h, d, len(packed) - 1), dtype=torch.bfloat16) for _ in shares
+    ]
+    if len(shares) == 1:
+        work(shares[0], totals[0], memories[0])
     else:
-        with ThreadPoolExecutor(len(shares)) as pool: list(pool.map(work, shares, totals, memories)) # ctypes lets go of Python's lock
-    for other in totals[1:]: torch._foreach_add_(totals[0], other)
+        with ThreadPoolExecutor(len(shares)) as pool:
+            list(pool.map(work, shares, totals, memories))  # ctypes lets go of Python's lock
+    for other in totals[1:]:
+        torch._foreach_add_(totals[0], other)
     squares, d_slot, d_pos, d_alpha, *d_layers = totals[0]
-    return squares[0]/target.numel(), [d_slot, d_pos, d_alpha[:h], d_alpha[h], *d_layers]
+    return squares[0] / target.numel(), [d_slot, d_pos, d_alpha[:h], d_alpha[h], *d_layers]

@@ -39,57 +39,69 @@ from .weights import file_stem
 @dataclass(frozen=True)
 class TrainConfig:
     "Train slot attention on the frozen features of a backbone and score it on the test scenes."
-    backbone:str = 'dinov2_vits14'  # dinov2_vits14, dino_vits16, clip_vitb16, timm:<model>.<tag> or open_clip:<model>/<tag>
-    data_dir:str = 'data/movi_a_subset'  # with the splits train and test: Kubric folders, images, videos, .tar shards or MOVi records
-    save_dir:str = 'checkpoints'  # the run goes to save_dir/backbone
-    weights:str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
-    layer:int = -1  # block of the backbone whose tokens are taken; -1 is the last
-    final_norm:bool = True  # apply the backbone's final norm
-    facet:str = 'token'  # token, or query, key or value of that block's attention
-    resolution:str = 'spec'  # of the backbone's input in pixels: 448, 224x308 (height x width), or spec: what the backbone is used at
-    grid_size:str = 'spec'  # patches that come out, resampled bilinearly: 16, 16x22, native (nothing is resampled), or spec: 16 for the three
-    precision:str = 'fp32'  # of the backbone: fp32, bf16, int8 on a CPU with AVX-512, or auto: bf16 where the device has units for it
-    feature_std:float = 0.0  # rescale the raw features to this std; 0 leaves them alone
-    normalizer:str = 'instance'  # none, instance, token or dataset
-    num_slots:int = 11  # slots an image
-    projection:str = 'mlp'  # from features to slots: mlp (LayerNorm, two layers), linear (LayerNorm, one) or bare (two layers alone)
-    slot_dim:int = 128  # channels of a slot
-    num_iters:int = 3  # iterations of slot attention
-    attn_temperature:float = 1.0  # of slot attention's softmax; the masks of the attention decoder have both temperatures
-    slot_init:str = 'random'  # random, learned or kmeans
-    slot_std:float = 1.0  # of random slots, at the start
-    decoder:str = 'attention'  # attention or mlp
-    hidden_dim:int = 512  # of the decoder's MLP
-    pos_std:float = 0.02  # of the MLP decoder's positions, at the start
-    mask_temperature:float = 0.5  # of the decoder's masks
-    target:str = 'feats'  # what is reconstructed: feats; learnt and learnt_instance train a layer in front of them too, which makes the loss meaningless
-    weight_init:str = 'xavier'  # xavier, or torch for PyTorch's own
-    warm_start:str = ''  # a run whose projection and slot attention this one starts with
-    diversity_weight:float = 0.1  # of the slot diversity term
-    batch_size:int = 2  # images a step
-    lr:float = 0.0004  # peak learning rate
-    warmup_epochs:int = 5  # linear warm-up, then cosine to zero
-    num_epochs:int = 200  # passes over the training scenes
-    clip_norm:float = 1.0  # largest gradient norm
-    val_fraction:float = 0.1  # of the training scenes, held out to choose the best checkpoint
-    max_frames:int = 1  # frames taken of each scene; 0 takes all
-    skip_broken:bool = False  # leave out what can't be read, and say how much that is
-    train_precision:str = 'fp32'  # of training's matrix products: fp32, bf16, or auto: bf16 where the device has units for it
-    seed:int = 0  # of weights, order and slots; the held-out scenes are the same for every seed
-    device:str = 'auto'  # auto, cpu or cuda
+
+    backbone: str = (
+        'dinov2_vits14'  # dinov2_vits14, dino_vits16, clip_vitb16, timm:<model>.<tag> or open_clip:<model>/<tag>
+    )
+    data_dir: str = 'data/movi_a_subset'  # with the splits train and test: Kubric folders, images, videos, .tar shards or MOVi records
+    save_dir: str = 'checkpoints'  # the run goes to save_dir/backbone
+    weights: str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
+    layer: int = -1  # block of the backbone whose tokens are taken; -1 is the last
+    final_norm: bool = True  # apply the backbone's final norm
+    facet: str = 'token'  # token, or query, key or value of that block's attention
+    resolution: str = 'spec'  # of the backbone's input in pixels: 448, 224x308 (height x width), or spec: what the backbone is used at
+    grid_size: str = 'spec'  # patches that come out, resampled bilinearly: 16, 16x22, native (nothing is resampled), or spec: 16 for the three
+    precision: str = 'fp32'  # of the backbone: fp32, bf16, int8 on a CPU with AVX-512, or auto: bf16 where the device has units for it
+    feature_std: float = 0.0  # rescale the raw features to this std; 0 leaves them alone
+    normalizer: str = 'instance'  # none, instance, token or dataset
+    num_slots: int = 11  # slots an image
+    projection: str = (
+        'mlp'  # from features to slots: mlp (LayerNorm, two layers), linear (LayerNorm, one) or bare (two layers alone)
+    )
+    slot_dim: int = 128  # channels of a slot
+    num_iters: int = 3  # iterations of slot attention
+    attn_temperature: float = (
+        1.0  # of slot attention's softmax; the masks of the attention decoder have both temperatures
+    )
+    slot_init: str = 'random'  # random, learned or kmeans
+    slot_std: float = 1.0  # of random slots, at the start
+    decoder: str = 'attention'  # attention or mlp
+    hidden_dim: int = 512  # of the decoder's MLP
+    pos_std: float = 0.02  # of the MLP decoder's positions, at the start
+    mask_temperature: float = 0.5  # of the decoder's masks
+    target: str = 'feats'  # what is reconstructed: feats; learnt and learnt_instance train a layer in front of them too, which makes the loss meaningless
+    weight_init: str = 'xavier'  # xavier, or torch for PyTorch's own
+    warm_start: str = ''  # a run whose projection and slot attention this one starts with
+    diversity_weight: float = 0.1  # of the slot diversity term
+    batch_size: int = 2  # images a step
+    lr: float = 0.0004  # peak learning rate
+    warmup_epochs: int = 5  # linear warm-up, then cosine to zero
+    num_epochs: int = 200  # passes over the training scenes
+    clip_norm: float = 1.0  # largest gradient norm
+    val_fraction: float = 0.1  # of the training scenes, held out to choose the best checkpoint
+    max_frames: int = 1  # frames taken of each scene; 0 takes all
+    skip_broken: bool = False  # leave out what can't be read, and say how much that is
+    train_precision: str = (
+        'fp32'  # of training's matrix products: fp32, bf16, or auto: bf16 where the device has units for it
+    )
+    seed: int = 0  # of weights, order and slots; the held-out scenes are the same for every seed
+    device: str = 'auto'  # auto, cpu or cuda
 
     def __post_init__(self):
         for f in fields(self):
             v = getattr(self, f.name)
-            if f.type is float and isinstance(v, int) and not isinstance(v, bool): object.__setattr__(self, f.name, float(v))
+            if f.type is float and isinstance(v, int) and not isinstance(v, bool):
+                object.__setattr__(self, f.name, float(v))
             elif not isinstance(v, f.type) or (f.type is int and isinstance(v, bool)):
                 raise SlotnbError(f'{f.name} {v!r} must be of type {f.type.__name__}')
         for names, ok, what in RULES:
             for name in names.split():
-                if not ok(getattr(self, name)): raise SlotnbError(f'{name} {getattr(self, name)!r} must be {what}')
+                if not ok(getattr(self, name)):
+                    raise SlotnbError(f'{name} {getattr(self, name)!r} must be {what}')
 
     @property
-    def run_dir(self) -> Path: return Path(self.save_dir)/file_stem(self.backbone)
+    def run_dir(self) -> Path:
+        return Path(self.save_dir) / file_stem(self.backbone)
 
 # %% ../nbs/50_train.ipynb #cell-6
 RULES = (
@@ -109,436 +121,641 @@ RULES = (
 )
 
 # %% ../nbs/50_train.ipynb #preset-new
-PRESETS = dict(source_report=dict(
-    normalizer='instance', projection='mlp', num_slots=7, slot_dim=128, num_iters=3, attn_temperature=1., slot_init='random', slot_std=1., decoder='mlp', hidden_dim=1024, pos_std=.02, mask_temperature=.5, target='feats',
-    weight_init='xavier', diversity_weight=.1, batch_size=2, lr=.0004, warmup_epochs=5, num_epochs=200, clip_norm=1.))
+PRESETS = dict(
+    source_report=dict(
+        normalizer='instance',
+        projection='mlp',
+        num_slots=7,
+        slot_dim=128,
+        num_iters=3,
+        attn_temperature=1.0,
+        slot_init='random',
+        slot_std=1.0,
+        decoder='mlp',
+        hidden_dim=1024,
+        pos_std=0.02,
+        mask_temperature=0.5,
+        target='feats',
+        weight_init='xavier',
+        diversity_weight=0.1,
+        batch_size=2,
+        lr=0.0004,
+        warmup_epochs=5,
+        num_epochs=200,
+        clip_norm=1.0,
+    )
+)
+
 
 def preset(
-    name:str, # of `PRESETS`
-    **other, # fields that differ from it
+    name: str,  # of `PRESETS`
+    **other,  # fields that differ from it
 ) -> TrainConfig:
     "A configuration that has a name."
-    if name not in PRESETS: raise SlotnbError(f"preset '{name}' is unknown; choose one of {', '.join(PRESETS)}")
+    if name not in PRESETS:
+        raise SlotnbError(f"preset '{name}' is unknown; choose one of {', '.join(PRESETS)}")
     return TrainConfig(**(PRESETS[name] | other))
 
 # %% ../nbs/50_train.ipynb #cell-8a
 class Batches:
     "Features that are made when they are read. `len`, `shape`, `device` and `[i]` are those of the tensor that is never there as a whole."
-    def __init__(self,
-        feats:'Tensor|Features|Batches', # (s n d) where they come from
-        change:Callable|None=None, # (b n d) -> (b n d), each sample by itself; None: nothing
-        index:Tensor|None=None, # which samples, in order; None: all
-        device:torch.device|str='cpu', # where `change` works and the batch ends up
+
+    def __init__(
+        self,
+        feats: 'Tensor|Features|Batches',  # (s n d) where they come from
+        change: Callable | None = None,  # (b n d) -> (b n d), each sample by itself; None: nothing
+        index: Tensor | None = None,  # which samples, in order; None: all
+        device: torch.device | str = 'cpu',  # where `change` works and the batch ends up
     ):
         self.feats, self.change, self.device = feats, change, torch.device(device)
         self.index = torch.arange(len(feats)) if index is None else index
         self.shape = torch.Size((len(self.index), *feats.shape[1:]))
 
-    def __len__(self) -> int: return self.shape[0]
+    def __len__(self) -> int:
+        return self.shape[0]
 
-    def __getitem__(self,
-        i:int|slice|Tensor|list, # which samples
-    ) -> Tensor: # (n d) for an int, else (b n d)
+    def __getitem__(
+        self,
+        i: int | slice | Tensor | list,  # which samples
+    ) -> Tensor:  # (n d) for an int, else (b n d)
         index = self.index[i.cpu() if isinstance(i, Tensor) else i]
         x = self.feats[index.reshape(-1)].to(self.device)
         x = self.change(x) if self.change else x
         return x if index.ndim else x[0]
 
-    def load(self) -> Tensor: # (s n d)
+    def load(self) -> Tensor:  # (s n d)
         "All of it, on the device, filled batch by batch."
         out, done = torch.empty(self.shape, device=self.device), 0
-        for x in batches(self): out[done:done + len(x)] = x; done += len(x)
+        for x in batches(self):
+            out[done : done + len(x)] = x
+            done += len(x)
         return out
 
 # %% ../nbs/50_train.ipynb #cell-9
 class RunData(NamedTuple):
     "Features of a run in the backbone's units, on disk; `feature_std` is applied as they are read."
-    train:Batches # (s n d)
-    val:Batches # (s n d) held out of the training scenes
-    test:Batches # (s n d)
-    seen:Batches # (s n d) train and val together
-    record:dict # of the backbone
-    scale:float # what they are multiplied with for `feature_std`; 1 otherwise
-    scenes:dict[str, Dataset] # 'train' (val is among them) and 'test'
+
+    train: Batches  # (s n d)
+    val: Batches  # (s n d) held out of the training scenes
+    test: Batches  # (s n d)
+    seen: Batches  # (s n d) train and val together
+    record: dict  # of the backbone
+    scale: float  # what they are multiplied with for `feature_std`; 1 otherwise
+    scenes: dict[str, Dataset]  # 'train' (val is among them) and 'test'
+
 
 def frozen_backbone(
-    config, # any configuration with these fields, of a run or of a command
+    config,  # any configuration with these fields, of a run or of a command
 ) -> ViTBackbone:
     "The backbone that a configuration describes."
-    return ViTBackbone(config.backbone, config.weights, config.layer, config.final_norm, config.resolution, config.grid_size, config.device,
-                       config.facet, config.precision)
+    return ViTBackbone(
+        config.backbone,
+        config.weights,
+        config.layer,
+        config.final_norm,
+        config.resolution,
+        config.grid_size,
+        config.device,
+        config.facet,
+        config.precision,
+    )
+
 
 def open_split(
-    config, # likewise
-    split:str, # 'train' or 'test'
-    show_progress:bool=True, # a bar while everything is read once, for `skip_broken`
+    config,  # likewise
+    split: str,  # 'train' or 'test'
+    show_progress: bool = True,  # a bar while everything is read once, for `skip_broken`
 ) -> Dataset:
     "The scenes that a configuration names; what was left out is said aloud."
     data = open_dataset(config.data_dir, split, config.max_frames, config.skip_broken, show_progress)
-    if data.skipped: tqdm.write(f"{config.data_dir}, {split}: {len(data.skipped)} broken samples left out; the first: {data.skipped[0]}")
+    if data.skipped:
+        tqdm.write(
+            f"{config.data_dir}, {split}: {len(data.skipped)} broken samples left out; the first: {data.skipped[0]}"
+        )
     return data
 
+
 def prepare(
-    config:TrainConfig,
-    show_progress:bool=True, # a bar while features are computed
+    config: TrainConfig,
+    show_progress: bool = True,  # a bar while features are computed
 ) -> RunData:
     "Read the scenes, find or compute their features, hold some out."
     data = {split: open_split(config, split, show_progress) for split in ('train', 'test')}
-    num_val = max(1, round(config.val_fraction*len(data['train'])))
+    num_val = max(1, round(config.val_fraction * len(data['train'])))
     num_train = len(data['train']) - num_val
     if config.batch_size > num_train:
-        raise SlotnbError(f"batch_size {config.batch_size} is larger than the data: {num_train} training images are left in "
-                          f"'{config.data_dir}' after {num_val} were held out")
+        raise SlotnbError(
+            f"batch_size {config.batch_size} is larger than the data: {num_train} training images are left in "
+            f"'{config.data_dir}' after {num_val} were held out"
+        )
     backbone = frozen_backbone(config)
     train, test = (extract(backbone, data[split], show_progress=show_progress) for split in ('train', 'test'))
-    scale = config.feature_std/Moments.of(train).total_std if config.feature_std else 1.
-    order, rescale = torch.randperm(len(train), generator=generator('held out')), None if scale==1 else lambda x: x*scale
+    scale = config.feature_std / Moments.of(train).total_std if config.feature_std else 1.0
+    order, rescale = (
+        torch.randperm(len(train), generator=generator('held out')),
+        None if scale == 1 else lambda x: x * scale,
+    )
     held_out, rest = order[:num_val].sort().values, order[num_val:].sort().values
-    return RunData(*(Batches(train, rescale, index) for index in (rest, held_out)), Batches(test, rescale), Batches(train, rescale), backbone.record, scale, data)
+    return RunData(
+        *(Batches(train, rescale, index) for index in (rest, held_out)),
+        Batches(test, rescale),
+        Batches(train, rescale),
+        backbone.record,
+        scale,
+        data,
+    )
 
 # %% ../nbs/50_train.ipynb #cell-11
 def lr_at(
-    step:int, # from 0
-    steps_per_epoch:int,
-    config:TrainConfig,
+    step: int,  # from 0
+    steps_per_epoch: int,
+    config: TrainConfig,
 ) -> float:
     "Linear warm-up over `warmup_epochs`, then cosine to zero."
-    warmup, total = config.warmup_epochs*steps_per_epoch, config.num_epochs*steps_per_epoch
-    if step < warmup: return config.lr*(step + 1)/warmup
-    return config.lr*.5*(1 + math.cos(math.pi*(step - warmup)/max(1, total - warmup)))
+    warmup, total = config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch
+    if step < warmup:
+        return config.lr * (step + 1) / warmup
+    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 # %% ../nbs/50_train.ipynb #cell-13
 def sent(
-    x:Tensor, # on the CPU
-    device:torch.device,
-) -> Tensor: # the same on the device
+    x: Tensor,  # on the CPU
+    device: torch.device,
+) -> Tensor:  # the same on the device
     "From memory that a GPU reads by itself, so that nobody waits."
-    return x.pin_memory().to(device, non_blocking=True) if device.type=='cuda' else x
+    return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
+
 
 def take(
-    feats:Tensor|Batches, # (s n d)
-    index:Tensor, # (b) on the CPU
-) -> Tensor: # (b n d) on the device of `feats`
+    feats: Tensor | Batches,  # (s n d)
+    index: Tensor,  # (b) on the CPU
+) -> Tensor:  # (b n d) on the device of `feats`
     "`feats[index]`, without waiting for a GPU."
     return feats[sent(index, feats.device) if isinstance(feats, Tensor) else index]
 
+
 def take_each(
-    sets:list[Tensor|Batches], # of each model (s n d)
-    index:Tensor, # (r b) on the CPU
-) -> Tensor: # (r b n d) on the device of the sets
+    sets: list[Tensor | Batches],  # of each model (s n d)
+    index: Tensor,  # (r b) on the CPU
+) -> Tensor:  # (r b n d) on the device of the sets
     "What each model is shown next; in one call where all of them see the same set."
-    if isinstance(sets[0], Tensor) and all(s is sets[0] for s in sets): return take(sets[0], index)
+    if isinstance(sets[0], Tensor) and all(s is sets[0] for s in sets):
+        return take(sets[0], index)
     return torch.stack([take(s, i) for s, i in zip(sets, index)])
 
+
 def train_epoch(
-    step:TrainStep, # changes its model in place
-    feats:Tensor|Batches, # (s n d) normalised, on the model's device
-    config:TrainConfig,
-    epoch:int, # from 0; order and noise depend on it and on the seed alone
-) -> dict[str, float]: # means over the steps: loss, mse, slot_cosine, grad_norm
+    step: TrainStep,  # changes its model in place
+    feats: Tensor | Batches,  # (s n d) normalised, on the model's device
+    config: TrainConfig,
+    epoch: int,  # from 0; order and noise depend on it and on the seed alone
+) -> dict[str, float]:  # means over the steps: loss, mse, slot_cosine, grad_norm
     "One pass over the training features."
     order = torch.randperm(len(feats), generator=generator(config.seed, 'order', epoch)).split(config.batch_size)
     noise, sums = generator(config.seed, 'slots', epoch), torch.zeros(4, device=feats.device)
     for i, batch in enumerate(order):
-        lr = lr_at(epoch*len(order) + i, len(order), config)
+        lr = lr_at(epoch * len(order) + i, len(order), config)
         sums += step(take(feats, batch), step.model.init.draw(len(batch), noise), lr)
-    return dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), (sums/len(order)).tolist()), lr=lr)
+    return dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), (sums / len(order)).tolist()), lr=lr)
 
 # %% ../nbs/50_train.ipynb #cell-14
 @torch.no_grad()
 def outputs(
-    model:SlotAutoencoder,
-    feats:Tensor|Batches, # (s n d) normalised
-    seed:int, # of the slots' noise
-    batch_size:int=32, # images a pass; the answer does not depend on it
-) -> Iterator[tuple[Tensor, ModelOutput]]: # the target (b n d) and what the model makes of it, batch by batch
+    model: SlotAutoencoder,
+    feats: Tensor | Batches,  # (s n d) normalised
+    seed: int,  # of the slots' noise
+    batch_size: int = 32,  # images a pass; the answer does not depend on it
+) -> Iterator[tuple[Tensor, ModelOutput]]:  # the target (b n d) and what the model makes of it, batch by batch
     "Run the model without learning; the same seed draws the same slots."
     noise = generator(seed, 'evaluation')
-    for x in batches(feats, batch_size): yield model.target(x), model(x, noise)
+    for x in batches(feats, batch_size):
+        yield model.target(x), model(x, noise)
+
 
 def predict(
-    model:SlotAutoencoder,
-    feats:Tensor|Batches, # (s n d) normalised
-    seed:int, # of the slots' noise
-    batch_size:int=32, # images a pass
-) -> ModelOutput: # for all images
+    model: SlotAutoencoder,
+    feats: Tensor | Batches,  # (s n d) normalised
+    seed: int,  # of the slots' noise
+    batch_size: int = 32,  # images a pass
+) -> ModelOutput:  # for all images
     "`outputs` as a whole: as large as the features."
-    return ModelOutput(*(torch.cat(parts) for parts in zip(*(out for _, out in outputs(model, feats, seed, batch_size)))))
+    return ModelOutput(
+        *(torch.cat(parts) for parts in zip(*(out for _, out in outputs(model, feats, seed, batch_size))))
+    )
+
 
 def means(
-    rows:Iterable[tuple[int, dict[str, float]]], # images of a batch, and means over them
-) -> dict[str, float]: # means over all images
+    rows: Iterable[tuple[int, dict[str, float]]],  # images of a batch, and means over them
+) -> dict[str, float]:  # means over all images
     "Batches of different size, each counted as it should be."
     total, sums = 0, {}
-    for n, row in rows: total, sums = total + n, {k: sums.get(k, 0.) + n*v for k, v in row.items()}
-    return {k: v/total for k, v in sums.items()}
+    for n, row in rows:
+        total, sums = total + n, {k: sums.get(k, 0.0) + n * v for k, v in row.items()}
+    return {k: v / total for k, v in sums.items()}
 
-WATCHED = 2 # held-out images whose masks are kept
+
+WATCHED = 2  # held-out images whose masks are kept
+
 
 class HeldOut(NamedTuple):
     "What is seen of the held-out scenes after an epoch."
-    row:dict[str, float] # val_mse, val_fvu, and val_ with every name of `slot_stats`
-    attn:Tensor # (w k n) of the first `WATCHED` images, half precision, on the device
-    masks:Tensor # (w k n) likewise, the decoder's
+
+    row: dict[str, float]  # val_mse, val_fvu, and val_ with every name of `slot_stats`
+    attn: Tensor  # (w k n) of the first `WATCHED` images, half precision, on the device
+    masks: Tensor  # (w k n) likewise, the decoder's
+
 
 def held_out_measures(
-    target:Tensor, # (b n d)
-    out:ModelOutput, # of it
-) -> dict[str, Tensor]: # scalars: mse, spread, and what `slot_measures` gives
+    target: Tensor,  # (b n d)
+    out: ModelOutput,  # of it
+) -> dict[str, Tensor]:  # scalars: mse, spread, and what `slot_measures` gives
     "What is measured in held-out scenes."
     return dict(mse=feature_mse(out.recon, target), spread=feature_spread(target)) | slot_measures(out.slots, out.masks)
 
+
 @torch.no_grad()
 def look_at_many(
-    look:Callable[[Tensor, Tensor], tuple[dict[str, Tensor], Tensor, Tensor]], # of features (r b n d) and noise (r b k d): `held_out_measures` of each model, (r), its attn and masks (r b k n)
-    feats:list[Tensor|Batches], # of each model (s n d) held out, normalised
-    draws:list[Callable[..., Tensor]], # of each model `SlotInit.draw`
-    seeds:list[int], # of the slots' noise
-    batch_size:int=32, # images of all models at a time
-) -> list[HeldOut]: # of each model
+    look: Callable[
+        [Tensor, Tensor], tuple[dict[str, Tensor], Tensor, Tensor]
+    ],  # of features (r b n d) and noise (r b k d): `held_out_measures` of each model, (r), its attn and masks (r b k n)
+    feats: list[Tensor | Batches],  # of each model (s n d) held out, normalised
+    draws: list[Callable[..., Tensor]],  # of each model `SlotInit.draw`
+    seeds: list[int],  # of the slots' noise
+    batch_size: int = 32,  # images of all models at a time
+) -> list[HeldOut]:  # of each model
     "Held-out scenes of models that run as one."
     noises, sums, count, seen = [generator(seed, 'evaluation') for seed in seeds], 0, len(feats[0]), []
     for start in range(0, count, batch_size):
-        chunk = range(start, min(start + batch_size, count)) # drawn as `outputs` draws it, however many models there are
+        chunk = range(
+            start, min(start + batch_size, count)
+        )  # drawn as `outputs` draws it, however many models there are
         drawn = sent(torch.stack([draw(len(chunk), noise) for draw, noise in zip(draws, noises)]), feats[0].device)
-        for part, noise in zip(batches(torch.tensor(chunk), size := max(1, batch_size//len(feats))), drawn.split(size, 1)):
+        for part, noise in zip(
+            batches(torch.tensor(chunk), size := max(1, batch_size // len(feats))), drawn.split(size, 1)
+        ):
             found, *masks = look(take_each(feats, part.repeat(len(feats), 1)), noise)
-            sums = sums + len(part)*torch.stack(list(found.values()))
-            if part[0] < WATCHED: seen.append([m[:, :WATCHED - part[0]].half() for m in masks])
-    rows = [dict(zip(found, values)) for values in (sums/count).T.tolist()] # a GPU is asked once
-    rows = [{'val_mse': row['mse'], 'val_fvu': row['mse']/row['spread']} | {f'val_{k}': v for k, v in row.items() if k not in ('mse', 'spread')} for row in rows]
+            sums = sums + len(part) * torch.stack(list(found.values()))
+            if part[0] < WATCHED:
+                seen.append([m[:, : WATCHED - part[0]].half() for m in masks])
+    rows = [dict(zip(found, values)) for values in (sums / count).T.tolist()]  # a GPU is asked once
+    rows = [
+        {'val_mse': row['mse'], 'val_fvu': row['mse'] / row['spread']}
+        | {f'val_{k}': v for k, v in row.items() if k not in ('mse', 'spread')}
+        for row in rows
+    ]
     return [HeldOut(*each) for each in zip(rows, *(torch.cat(m, 1) for m in zip(*seen)))]
 
+
 def look_at_held_out(
-    model:SlotAutoencoder,
-    feats:Tensor|Batches, # (s n d) held out, normalised
-    seed:int, # of the slots' noise
+    model: SlotAutoencoder,
+    feats: Tensor | Batches,  # (s n d) held out, normalised
+    seed: int,  # of the slots' noise
 ) -> HeldOut:
     "What is logged and kept of the held-out scenes after each epoch."
+
     def look(x, noise):
         out = model(x[0], noise[0])
-        return {k: v[None] for k, v in held_out_measures(model.target(x[0]), out).items()}, out.attn[None], out.masks[None]
+        return (
+            {k: v[None] for k, v in held_out_measures(model.target(x[0]), out).items()},
+            out.attn[None],
+            out.masks[None],
+        )
+
     return look_at_many(look, [feats], [model.init.draw], [seed])[0]
 
 # %% ../nbs/50_train.ipynb #cell-16
 def save_tensors(
-    path:Path,
-    tensors:dict[str, Tensor],
-    **meta, # small things, kept as text in the file's header
+    path: Path,
+    tensors: dict[str, Tensor],
+    **meta,  # small things, kept as text in the file's header
 ):
     "Safetensors, whole or not at all."
-    with atomic_path(path) as tmp: tmp.write_bytes(save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {k: repr(v) for k, v in meta.items()}))
+    with atomic_path(path) as tmp:
+        tmp.write_bytes(
+            save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {k: repr(v) for k, v in meta.items()})
+        )
 
-def load_tensors(path:Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     "Tensors and header; a broken file is named."
     try:
-        with safe_open(path, 'pt') as f: return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
-    except FileNotFoundError: raise SlotnbError(f'checkpoint {path} is missing') from None
-    except (SafetensorError, OSError) as e: raise SlotnbError(f'checkpoint {path} cannot be read ({e})') from None
+        with safe_open(path, 'pt') as f:
+            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+    except FileNotFoundError:
+        raise SlotnbError(f'checkpoint {path} is missing') from None
+    except (SafetensorError, OSError) as e:
+        raise SlotnbError(f'checkpoint {path} cannot be read ({e})') from None
 
-def load_into(module:nn.Module, tensors:dict[str, Tensor], prefix:str, path:Path):
+
+def load_into(module: nn.Module, tensors: dict[str, Tensor], prefix: str, path: Path):
     "Load the tensors under `prefix.`; a missing one or one of another shape is named."
     have = {k.removeprefix(f'{prefix}.'): v for k, v in tensors.items() if k.startswith(f'{prefix}.')}
     want = module.state_dict()
     for k in [*want, *have]:
-        if k not in have or k not in want or want[k].shape!=have[k].shape:
+        if k not in have or k not in want or want[k].shape != have[k].shape:
             shapes = [tuple(d[k].shape) if k in d else 'nothing' for d in (have, want)]
-            raise SlotnbError(f'checkpoint {path} is of another model: {prefix}.{k} is {shapes[0]} there and {shapes[1]} here; '
-                              f'use the settings in the config.json beside it')
+            raise SlotnbError(
+                f'checkpoint {path} is of another model: {prefix}.{k} is {shapes[0]} there and {shapes[1]} here; '
+                f'use the settings in the config.json beside it'
+            )
     module.load_state_dict(have)
 
 # %% ../nbs/50_train.ipynb #cell-17
 def build(
-    config:TrainConfig,
-    feat_dim:int, # width of the patch tokens
-    num_patches:int=256, # of the grid
-) -> SlotAutoencoder: # initialised by the seed alone
+    config: TrainConfig,
+    feat_dim: int,  # width of the patch tokens
+    num_patches: int = 256,  # of the grid
+) -> SlotAutoencoder:  # initialised by the seed alone
     "The model that a configuration describes."
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, 'weights').initial_seed())
-        return SlotAutoencoder(feat_dim, num_patches, config.num_slots, config.slot_dim, config.num_iters, config.slot_init,
-                               config.decoder, config.hidden_dim, config.mask_temperature, config.projection, config.attn_temperature,
-                               config.slot_std, config.pos_std, config.weight_init, config.target)
+        return SlotAutoencoder(
+            feat_dim,
+            num_patches,
+            config.num_slots,
+            config.slot_dim,
+            config.num_iters,
+            config.slot_init,
+            config.decoder,
+            config.hidden_dim,
+            config.mask_temperature,
+            config.projection,
+            config.attn_temperature,
+            config.slot_std,
+            config.pos_std,
+            config.weight_init,
+            config.target,
+        )
+
 
 def warm_start(
-    model:SlotAutoencoder, # changed in place
-    path:str|Path, # a run's folder, or the best_model.safetensors in it
+    model: SlotAutoencoder,  # changed in place
+    path: str | Path,  # a run's folder, or the best_model.safetensors in it
 ):
     "Take projection, initial slots and slot attention from a run; decoder and target stay as they are."
-    path = checkpoint_path(path); tensors, _ = load_tensors(path)
-    for part in ('project', 'init', 'slot_attention'): load_into(getattr(model, part), tensors, f'model.{part}', path)
+    path = checkpoint_path(path)
+    tensors, _ = load_tensors(path)
+    for part in ('project', 'init', 'slot_attention'):
+        load_into(getattr(model, part), tensors, f'model.{part}', path)
+
 
 def checkpoint_path(
-    path:str|Path, # a run's folder, or the best_model.safetensors in it
-) -> Path: # of the file
+    path: str | Path,  # a run's folder, or the best_model.safetensors in it
+) -> Path:  # of the file
     "Where a run's checkpoint is."
     path = Path(path)
-    return path if path.suffix=='.safetensors' else path/'best_model.safetensors'
+    return path if path.suffix == '.safetensors' else path / 'best_model.safetensors'
+
 
 def train_precision(
-    config:TrainConfig,
-    device:torch.device,
-) -> str: # 'fp32' or 'bf16'
+    config: TrainConfig,
+    device: torch.device,
+) -> str:  # 'fp32' or 'bf16'
     "What `train_precision` means on this device."
-    return ('bf16' if has_bf16(device) else 'fp32') if config.train_precision=='auto' else config.train_precision
+    return ('bf16' if has_bf16(device) else 'fp32') if config.train_precision == 'auto' else config.train_precision
 
-def versions() -> dict: # library: version
+
+def versions() -> dict:  # library: version
     "What a run was made with."
-    return dict(python=platform.python_version(), **{name: version(name) for name in ('slotnb', 'torch', 'timm', 'open_clip_torch')})
+    return dict(
+        python=platform.python_version(),
+        **{name: version(name) for name in ('slotnb', 'torch', 'timm', 'open_clip_torch')},
+    )
 
 # %% ../nbs/50_train.ipynb #cell-18
-VOLATILE = ('save_dir', 'data_dir', 'device') # may differ when a run is taken up again
+VOLATILE = ('save_dir', 'data_dir', 'device')  # may differ when a run is taken up again
+
 
 def _holds(path, **new):
     "Whether `run_dir` holds a run already; one that is not of these settings is refused."
-    if not path.exists(): return False
+    if not path.exists():
+        return False
     old = read_json(path)
     for part in new:
         for k, v in new[part].items():
-            if k not in VOLATILE and old.get(part, {}).get(k)!=v:
-                raise SlotnbError(f'{path.parent} holds a run with other settings ({k} {old.get(part, {}).get(k)!r} there, {v!r} here); '
-                                  f'choose another save_dir or delete that folder')
+            if k not in VOLATILE and old.get(part, {}).get(k) != v:
+                raise SlotnbError(
+                    f'{path.parent} holds a run with other settings ({k} {old.get(part, {}).get(k)!r} there, {v!r} here); '
+                    f'choose another save_dir or delete that folder'
+                )
     return True
+
 
 def _claim(config, record, precision):
     "Take `run_dir` for this configuration."
-    path, about = config.run_dir/'config.json', dict(config=asdict(config), backbone=record)
-    if not _holds(path, **about): write_json(path, about | dict(versions=versions(), trained_in=precision))
+    path, about = config.run_dir / 'config.json', dict(config=asdict(config), backbone=record)
+    if not _holds(path, **about):
+        write_json(path, about | dict(versions=versions(), trained_in=precision))
+
 
 def _close(log):
-    for h in log.handlers[:]: log.removeHandler(h); h.close()
+    for h in log.handlers[:]:
+        log.removeHandler(h)
+        h.close()
+
 
 def _log(run_dir):
-    log = logging.getLogger(f'slotnb.{run_dir}'); log.setLevel(logging.INFO); log.propagate = False
+    log = logging.getLogger(f'slotnb.{run_dir}')
+    log.setLevel(logging.INFO)
+    log.propagate = False
     _close(log)
-    h = logging.FileHandler(run_dir/'train.log'); h.setFormatter(logging.Formatter('%(asctime)s %(message)s')); log.addHandler(h)
+    h = logging.FileHandler(run_dir / 'train.log')
+    h.setFormatter(logging.Formatter('%(asctime)s %(message)s'))
+    log.addHandler(h)
     return log
 
 # %% ../nbs/50_train.ipynb #cell-19
 def _append(path, row):
     with open(path, 'a', newline='') as f:
         out = csv.DictWriter(f, row.keys())
-        if not f.tell(): out.writeheader()
+        if not f.tell():
+            out.writeheader()
         out.writerow(row)
+
 
 def _write_rows(path, rows):
     with atomic_path(path) as tmp, open(tmp, 'w', newline='') as f:
-        if rows: out = csv.DictWriter(f, rows[0].keys()); out.writeheader(); out.writerows(rows)
+        if rows:
+            out = csv.DictWriter(f, rows[0].keys())
+            out.writeheader()
+            out.writerows(rows)
+
 
 def save_best(run_dir, weights, norm, scale, epoch, val_mse):
     "The checkpoint that people take away: the model's weights, normalizer and the scale of `feature_std`."
-    tensors = {f'{name}.{k}': v for name, m in dict(model=weights, normalizer=norm.state_dict()).items() for k, v in m.items()}
-    save_tensors(run_dir/'best_model.safetensors', tensors | dict(scale=torch.tensor(scale)), epoch=epoch, val_mse=val_mse)
+    tensors = {
+        f'{name}.{k}': v for name, m in dict(model=weights, normalizer=norm.state_dict()).items() for k, v in m.items()
+    }
+    save_tensors(
+        run_dir / 'best_model.safetensors', tensors | dict(scale=torch.tensor(scale)), epoch=epoch, val_mse=val_mse
+    )
 
 # %% ../nbs/50_train.ipynb #watch
 def is_kept(
-    epoch:int, # from 0
-    num_epochs:int, # of the run
+    epoch: int,  # from 0
+    num_epochs: int,  # of the run
 ) -> bool:
     "Whether an epoch's masks are kept: the first ten, then about thirty, and the last."
-    return epoch < 10 or (epoch + 1)%max(1, num_epochs//30)==0 or epoch + 1==num_epochs
+    return epoch < 10 or (epoch + 1) % max(1, num_epochs // 30) == 0 or epoch + 1 == num_epochs
+
 
 class History(NamedTuple):
     "Masks of a few held-out images, epoch by epoch."
-    epochs:Tensor # (e) from 0
-    index:Tensor # (b) which of the training scenes
-    attn:Tensor # (e b k n) half precision
-    masks:Tensor # (e b k n) likewise, the decoder's
+
+    epochs: Tensor  # (e) from 0
+    index: Tensor  # (b) which of the training scenes
+    attn: Tensor  # (e b k n) half precision
+    masks: Tensor  # (e b k n) likewise, the decoder's
+
 
 def load_history(
-    run_dir:str|Path, # a run, finished or not
+    run_dir: str | Path,  # a run, finished or not
 ) -> History:
     "What a run has kept so far."
-    path = Path(run_dir)/'epochs.safetensors'
-    if not path.exists(): raise SlotnbError(f'{path} is missing: no epoch has ended yet, or the run was trained before slotnb kept masks; train it anew to replay it')
+    path = Path(run_dir) / 'epochs.safetensors'
+    if not path.exists():
+        raise SlotnbError(
+            f'{path} is missing: no epoch has ended yet, or the run was trained before slotnb kept masks; train it anew to replay it'
+        )
     tensors, _ = load_tensors(path)
-    if set(tensors)!=set(History._fields): raise SlotnbError(f'{path} holds {sorted(tensors)} instead of {sorted(History._fields)}; delete it')
+    if set(tensors) != set(History._fields):
+        raise SlotnbError(f'{path} holds {sorted(tensors)} instead of {sorted(History._fields)}; delete it')
     return History(**tensors)
+
 
 class Watched:
     "Keeps the `History` of a run that is trained."
-    def __init__(self,
-        folder:Path, # the run's
-        data:RunData,
-        epoch:int, # where the run goes on; what is there of this epoch and later is forgotten
-    ):
-        self.path, self.index = folder/'epochs.safetensors', data.val.index[:WATCHED]
-        self.history = load_history(folder) if epoch and self.path.exists() else None
-        if self.history: keep = self.history.epochs < epoch; self.history = History(*(v if k=='index' else v[keep] for k, v in self.history._asdict().items()))
-        else: self.path.unlink(missing_ok=True)
-        self.unwritten, self.written = [], 0.
 
-    def add(self,
-        epoch:int, # that has ended
-        seen:HeldOut,
+    def __init__(
+        self,
+        folder: Path,  # the run's
+        data: RunData,
+        epoch: int,  # where the run goes on; what is there of this epoch and later is forgotten
+    ):
+        self.path, self.index = folder / 'epochs.safetensors', data.val.index[:WATCHED]
+        self.history = load_history(folder) if epoch and self.path.exists() else None
+        if self.history:
+            keep = self.history.epochs < epoch
+            self.history = History(*(v if k == 'index' else v[keep] for k, v in self.history._asdict().items()))
+        else:
+            self.path.unlink(missing_ok=True)
+        self.unwritten, self.written = [], 0.0
+
+    def add(
+        self,
+        epoch: int,  # that has ended
+        seen: HeldOut,
     ):
         "Keep an epoch, on the device. Who looks on sees the first ten as they come, and the others soon after."
         self.unwritten.append((epoch, seen.attn, seen.masks))
-        if epoch < 10 or time.monotonic() - self.written > 1: self.write()
+        if epoch < 10 or time.monotonic() - self.written > 1:
+            self.write()
 
     def write(self):
         "Write all that is kept."
-        if not self.unwritten: return
+        if not self.unwritten:
+            return
         epochs, *masks = zip(*self.unwritten)
         now = History(torch.tensor(epochs), self.index, *(torch.stack(m).cpu() for m in masks))
-        if self.history: now = History(*(new if k=='index' else torch.cat([old, new]) for k, old, new in zip(History._fields, self.history, now)))
+        if self.history:
+            now = History(
+                *(
+                    new if k == 'index' else torch.cat([old, new])
+                    for k, old, new in zip(History._fields, self.history, now)
+                )
+            )
         self.history, self.unwritten, self.written = now, [], time.monotonic()
         save_tensors(self.path, now._asdict())
 
 # %% ../nbs/50_train.ipynb #cell-20
 class RunState:
     "Model, optimiser and the books of a run, whoever trains it. A folder that holds the beginning of this run is gone on with."
-    def __init__(self,
-        config:TrainConfig,
-        data:RunData, # what the run is about to see
-        norm:Normalizer, # fitted
-        device:torch.device,
-        save_every:float=10., # seconds between saved states
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        data: RunData,  # what the run is about to see
+        norm: Normalizer,  # fitted
+        device: torch.device,
+        save_every: float = 10.0,  # seconds between saved states
     ):
         _claim(config, data.record, train_precision(config, device))
-        self.config, self.norm, self.scale, self.folder, self.save_every = config, norm, data.scale, config.run_dir, save_every
-        self.path, self.epoch, self.best, self.best_epoch, self.warned = self.folder/'last_state.safetensors', 0, math.inf, -1, ''
-        self.kept, self.unwritten = {}, False # weights of the best epoch
+        self.config, self.norm, self.scale, self.folder, self.save_every = (
+            config,
+            norm,
+            data.scale,
+            config.run_dir,
+            save_every,
+        )
+        self.path, self.epoch, self.best, self.best_epoch, self.warned = (
+            self.folder / 'last_state.safetensors',
+            0,
+            math.inf,
+            -1,
+            '',
+        )
+        self.kept, self.unwritten = {}, False  # weights of the best epoch
         self.model = build(config, *data.train.shape[:0:-1]).to(device)
         self.opt = adam(self.model.parameters(), config.lr)
-        self.step = TrainStep(self.model, self.opt, config.diversity_weight, config.clip_norm, train_precision(config, device))
+        self.step = TrainStep(
+            self.model, self.opt, config.diversity_weight, config.clip_norm, train_precision(config, device)
+        )
         resumed, rows = self.path.exists(), []
-        if config.warm_start and not resumed: warm_start(self.model, config.warm_start)
+        if config.warm_start and not resumed:
+            warm_start(self.model, config.warm_start)
         if resumed:
             self.restore()
-            rows = pd.read_csv(self.folder/'metrics.csv', dtype=str).to_dict('records')[:self.epoch]
+            rows = pd.read_csv(self.folder / 'metrics.csv', dtype=str).to_dict('records')[: self.epoch]
         self.log, self.saved = _log(self.folder), time.monotonic()
-        if resumed: self.log.info(f'resumed after epoch {self.epoch}')
+        if resumed:
+            self.log.info(f'resumed after epoch {self.epoch}')
         self.watched = Watched(self.folder, data, self.epoch)
-        _write_rows(self.folder/'metrics.csv', rows)
-        self.timing = open(self.folder/'timing.csv', 'a')
+        _write_rows(self.folder / 'metrics.csv', rows)
+        self.timing = open(self.folder / 'timing.csv', 'a')
 
     @property
-    def finished(self) -> bool: return self.epoch==self.config.num_epochs
-    def __enter__(self): return self
-    def __exit__(self, *_): self.close()
+    def finished(self) -> bool:
+        return self.epoch == self.config.num_epochs
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
 
     def close(self):
         "Write what is kept and let go of the files; a second time does nothing."
-        self._write_best(); self.watched.write(); self.timing.close(); _close(self.log)
+        self._write_best()
+        self.watched.write()
+        self.timing.close()
+        _close(self.log)
 
     def _keep_best(self):
         "On the device, because an early epoch is seldom the best for long."
         now = self.model.state_dict()
-        if self.kept: torch._foreach_copy_(list(self.kept.values()), list(now.values()))
-        else: self.kept = {k: v.clone() for k, v in now.items()}
+        if self.kept:
+            torch._foreach_copy_(list(self.kept.values()), list(now.values()))
+        else:
+            self.kept = {k: v.clone() for k, v in now.items()}
         self.unwritten = True
 
     def _write_best(self):
-        if self.unwritten: save_best(self.folder, self.kept, self.norm, self.scale, self.best_epoch, self.best)
+        if self.unwritten:
+            save_best(self.folder, self.kept, self.norm, self.scale, self.best_epoch, self.best)
         self.unwritten = False
 
     def save(self):
         "All that resuming needs, and before it the best checkpoint and the masks that are kept; `model` and `opt` must be up to date."
-        self._write_best(); self.watched.write()
+        self._write_best()
+        self.watched.write()
         moments = {f'opt.{i}.{k}': v for i, s in self.opt.state_dict()['state'].items() for k, v in s.items()}
-        save_tensors(self.path, {f'model.{k}': v for k, v in self.model.state_dict().items()} | moments,
-                     epoch=self.epoch, best=self.best, best_epoch=self.best_epoch)
+        save_tensors(
+            self.path,
+            {f'model.{k}': v for k, v in self.model.state_dict().items()} | moments,
+            epoch=self.epoch,
+            best=self.best,
+            best_epoch=self.best_epoch,
+        )
         self.saved = time.monotonic()
 
     def restore(self):
@@ -546,100 +763,131 @@ class RunState:
         load_into(self.model, tensors, 'model', self.path)
         state = {}
         for k, v in tensors.items():
-            if k.startswith('opt.'): _, i, name = k.split('.'); state.setdefault(int(i), {})[name] = v
+            if k.startswith('opt.'):
+                _, i, name = k.split('.')
+                state.setdefault(int(i), {})[name] = v
         self.opt.load_state_dict(self.opt.state_dict() | dict(state=state))
         self.epoch, self.best, self.best_epoch = int(meta['epoch']), float(meta['best']), int(meta['best_epoch'])
 
-    def end_epoch(self,
-        row:dict[str, float], # what `train_epoch` found
-        seen:HeldOut, # what `look_at_held_out` found
-        seconds:float, # that training took
-    ) -> dict[str, str]: # what a bar shows
+    def end_epoch(
+        self,
+        row: dict[str, float],  # what `train_epoch` found
+        seen: HeldOut,  # what `look_at_held_out` found
+        seconds: float,  # that training took
+    ) -> dict[str, str]:  # what a bar shows
         "Write an epoch down: metrics, time, log; best checkpoint and state when they are due."
         row = dict(epoch=self.epoch) | row | seen.row
-        if not math.isfinite(row['loss']): raise SlotnbError(f"{self.folder}: the loss is {row['loss']} in epoch {self.epoch}; lower lr or clip_norm")
+        if not math.isfinite(row['loss']):
+            raise SlotnbError(f"{self.folder}: the loss is {row['loss']} in epoch {self.epoch}; lower lr or clip_norm")
         if row['val_mse'] < self.best:
             self.best, self.best_epoch = row['val_mse'], self.epoch
             self._keep_best()
-        if self.epoch + 1==self.config.num_epochs or not checkpoint_path(self.folder).exists(): self._write_best() # before the row that says that the run is trained; the first at once, for who looks on
-        _append(self.folder/'metrics.csv', row)
-        self.timing.write(f'{self.epoch},{seconds:.4f}\n'); self.timing.flush()
+        if self.epoch + 1 == self.config.num_epochs or not checkpoint_path(self.folder).exists():
+            self._write_best()  # before the row that says that the run is trained; the first at once, for who looks on
+        _append(self.folder / 'metrics.csv', row)
+        self.timing.write(f'{self.epoch},{seconds:.4f}\n')
+        self.timing.flush()
         self._warn(row)
         self.log.info(' '.join(f'{k} {v:.4g}' for k, v in row.items()))
-        if is_kept(self.epoch, self.config.num_epochs): self.watched.add(self.epoch, seen)
+        if is_kept(self.epoch, self.config.num_epochs):
+            self.watched.add(self.epoch, seen)
         self.epoch += 1
-        if time.monotonic() - self.saved > self.save_every or self.finished: self.save()
+        if time.monotonic() - self.saved > self.save_every or self.finished:
+            self.save()
         return dict(loss=f"{row['loss']:.3f}", val_fvu=f"{row['val_fvu']:.3f}", active=f"{row['val_active_slots']:.1f}")
 
     def _warn(self, row):
         "A collapse is said when it begins and when it becomes another."
-        said = collapse({k.removeprefix('val_'): v for k, v in row.items()}) if self.epoch >= self.config.warmup_epochs else ''
-        if said and said.split('(')[0]!=self.warned.split('(')[0]:
-            self.log.warning(f'COLLAPSE in epoch {self.epoch}: {said}'); tqdm.write(f'{self.folder}: COLLAPSE in epoch {self.epoch}: {said}')
+        said = (
+            collapse({k.removeprefix('val_'): v for k, v in row.items()})
+            if self.epoch >= self.config.warmup_epochs
+            else ''
+        )
+        if said and said.split('(')[0] != self.warned.split('(')[0]:
+            self.log.warning(f'COLLAPSE in epoch {self.epoch}: {said}')
+            tqdm.write(f'{self.folder}: COLLAPSE in epoch {self.epoch}: {said}')
         self.warned = said or self.warned
 
 # %% ../nbs/50_train.ipynb #cell-21a
-IN_MEMORY = 128*2**20 # bytes of normalised features that are kept in memory; more stay on disk, and are read batch by batch
+IN_MEMORY = (
+    128 * 2**20
+)  # bytes of normalised features that are kept in memory; more stay on disk, and are read batch by batch
+
 
 def within_reach(
-    data:RunData,
-    norm:Normalizer, # fitted, on the device
-    device:torch.device,
-) -> tuple[Tensor|Batches, Tensor|Batches]: # train and val, normalised
+    data: RunData,
+    norm: Normalizer,  # fitted, on the device
+    device: torch.device,
+) -> tuple[Tensor | Batches, Tensor | Batches]:  # train and val, normalised
     "Tensors where there is room for them (`IN_MEMORY`; on a GPU half of what is free), else `Batches`, which need no room."
     sets = [Batches(d, norm, device=device) for d in (data.train, data.val)]
-    room = torch.cuda.mem_get_info(device)[0]//2 if device.type=='cuda' else IN_MEMORY
-    return tuple(s.load() if 4*math.prod(data.seen.shape) <= room else s for s in sets)
+    room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == 'cuda' else IN_MEMORY
+    return tuple(s.load() if 4 * math.prod(data.seen.shape) <= room else s for s in sets)
 
 # %% ../nbs/50_train.ipynb #cell-22
 def fit(
-    config:TrainConfig,
-    show_progress:bool=True, # a bar over the epochs
-    save_every:float=10., # seconds between saved states; more often costs time, less often costs epochs after a kill
-) -> Path: # the run's folder
+    config: TrainConfig,
+    show_progress: bool = True,  # a bar over the epochs
+    save_every: float = 10.0,  # seconds between saved states; more often costs time, less often costs epochs after a kill
+) -> Path:  # the run's folder
     "Train, or go on with an interrupted run; a finished one is left as it is."
-    _holds(config.run_dir/'config.json', config=asdict(config)) # before features are computed for it
+    _holds(config.run_dir / 'config.json', config=asdict(config))  # before features are computed for it
     data, device = prepare(config, show_progress), default_device(config.device)
     norm = Normalizer(config.normalizer, data.train.shape[-1]).fit(data.train).to(device)
     train, val = within_reach(data, norm, device)
-    with (RunState(config, data, norm, device, save_every) as state,
-          tqdm(total=config.num_epochs, initial=state.epoch, desc=f'train {config.run_dir}', unit='epoch', disable=not show_progress) as bar):
+    with (
+        RunState(config, data, norm, device, save_every) as state,
+        tqdm(
+            total=config.num_epochs,
+            initial=state.epoch,
+            desc=f'train {config.run_dir}',
+            unit='epoch',
+            disable=not show_progress,
+        ) as bar,
+    ):
         while not state.finished:
             start = time.perf_counter()
             row = train_epoch(state.step, train, config, state.epoch)
             seconds = time.perf_counter() - start
             said = state.end_epoch(row, look_at_held_out(state.model, val, config.seed), seconds)
-            bar.update(); bar.set_postfix(said)
+            bar.update()
+            bar.set_postfix(said)
     return config.run_dir
 
 # %% ../nbs/50_train.ipynb #cell-24
 class Run(NamedTuple):
     "A trained model with all that it needs to see new features."
-    config:TrainConfig
-    record:dict # of the backbone
-    model:SlotAutoencoder # on the CPU
-    normalizer:Normalizer
-    scale:float # of the raw features
-    epoch:int # the best checkpoint's, from 0
 
-    def predict(self,
-        feats:Tensor|Batches, # (s n d) as the backbone gives them, times `scale`
-        seed:int|None=None, # of the slots' noise; None is the run's own
+    config: TrainConfig
+    record: dict  # of the backbone
+    model: SlotAutoencoder  # on the CPU
+    normalizer: Normalizer
+    scale: float  # of the raw features
+    epoch: int  # the best checkpoint's, from 0
+
+    def predict(
+        self,
+        feats: Tensor | Batches,  # (s n d) as the backbone gives them, times `scale`
+        seed: int | None = None,  # of the slots' noise; None is the run's own
     ) -> ModelOutput:
         "Slots, masks and reconstruction (in normalised units)."
         return predict(self.model, Batches(feats, self.normalizer), self.config.seed if seed is None else seed)
 
+
 def load_run(
-    path:str|Path, # a run's folder, or the best_model.safetensors in it
+    path: str | Path,  # a run's folder, or the best_model.safetensors in it
 ) -> Run:
     "Read a checkpoint; nothing is unpickled."
     path = checkpoint_path(path)
     tensors, meta = load_tensors(path)
-    book = read_json(path.parent/'config.json')
-    try: config, dim = TrainConfig(**book['config']), book['backbone']['dim']
-    except (KeyError, TypeError) as e: raise SlotnbError(f"{path.parent/'config.json'} is not a run's configuration ({e})") from None
+    book = read_json(path.parent / 'config.json')
+    try:
+        config, dim = TrainConfig(**book['config']), book['backbone']['dim']
+    except (KeyError, TypeError) as e:
+        raise SlotnbError(f"{path.parent / 'config.json'} is not a run's configuration ({e})") from None
     model, norm = build(config, dim, math.prod(book['backbone']['grid'])), Normalizer(config.normalizer, dim)
-    load_into(model, tensors, 'model', path); load_into(norm, tensors, 'normalizer', path)
+    load_into(model, tensors, 'model', path)
+    load_into(norm, tensors, 'normalizer', path)
     norm.fitted = True
     return Run(config, book['backbone'], model.eval(), norm, tensors['scale'].item(), int(meta['epoch']))
 
@@ -647,45 +895,96 @@ def load_run(
 def _score(scenes, out, grid):
     "Masks of a batch of scenes: slot attention's, the decoder's, and slot attention's refined by the image."
     refined = [refine_masks(s.image, m, grid=grid) for s, m in zip(scenes, out.attn)]
-    return [evaluate_masks(scenes, out.attn, 'attn', grid), evaluate_masks(scenes, out.masks, 'masks', grid), evaluate_labels(scenes, refined, 'refined')]
+    return [
+        evaluate_masks(scenes, out.attn, 'attn', grid),
+        evaluate_masks(scenes, out.masks, 'masks', grid),
+        evaluate_labels(scenes, refined, 'refined'),
+    ]
+
 
 @torch.no_grad()
 def evaluate(
-    run_dir:str|Path, # a trained run
-    show_progress:bool=True, # a bar over the test scenes, and one if features have to be computed
-    batch_size:int=32, # scenes that are in memory at a time
-    data:RunData|None=None, # of `prepare`, for those who have it; None: it is read
-) -> dict: # also written to result.json; test_scenes.csv has one row a scene
+    run_dir: str | Path,  # a trained run
+    show_progress: bool = True,  # a bar over the test scenes, and one if features have to be computed
+    batch_size: int = 32,  # scenes that are in memory at a time
+    data: RunData | None = None,  # of `prepare`, for those who have it; None: it is read
+) -> dict:  # also written to result.json; test_scenes.csv has one row a scene
     "Score the best checkpoint on the test scenes: slot attention's masks, the decoder's, and slot attention's refined by the image."
-    run_dir = Path(run_dir); run = load_run(run_dir)
+    run_dir = Path(run_dir)
+    run = load_run(run_dir)
     data, grid, common = data or prepare(run.config, show_progress), tuple(run.record['grid']), Normalizer('instance')
     test, rows, tables, soft = data.scenes['test'], [], [], []
     images = iter(test)
     with tqdm(total=len(test), desc=f'test {run_dir}', unit='image', disable=not show_progress) as bar:
-        for raw, (x, out) in zip(batches(data.test, batch_size), outputs(run.model, Batches(data.test, run.normalizer), run.config.seed, batch_size)):
+        for raw, (x, out) in zip(
+            batches(data.test, batch_size),
+            outputs(run.model, Batches(data.test, run.normalizer), run.config.seed, batch_size),
+        ):
             target, stats = common(raw), common.stats(raw)
-            back = (run.normalizer.inverse(out.recon, run.normalizer.stats(raw)) - stats.mean)/(stats.std + 1e-6)
-            rows.append((len(x), {k: v.item() for k, v in dict(mse=feature_mse(out.recon, x), spread=feature_spread(x), mse_instance=feature_mse(back, target),
-                         spread_instance=feature_spread(target)).items()} | slot_stats(out.slots, out.masks)))
+            back = (run.normalizer.inverse(out.recon, run.normalizer.stats(raw)) - stats.mean) / (stats.std + 1e-6)
+            rows.append(
+                (
+                    len(x),
+                    {
+                        k: v.item()
+                        for k, v in dict(
+                            mse=feature_mse(out.recon, x),
+                            spread=feature_spread(x),
+                            mse_instance=feature_mse(back, target),
+                            spread_instance=feature_spread(target),
+                        ).items()
+                    }
+                    | slot_stats(out.slots, out.masks),
+                )
+            )
             soft.append((out.attn.half(), out.masks.half()))
             scenes = [next(images) for _ in x]
-            parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])] + (_score(scenes, out, grid) if test.has_truth else [])
+            parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])] + (
+                _score(scenes, out, grid) if test.has_truth else []
+            )
             tables.append(pd.concat([t.set_index(['scene', 'frame']) for t in parts], axis=1))
             bar.update(len(x))
     by_scene, usage = pd.concat(tables), means(rows)
-    with atomic_path(run_dir/'test_scenes.csv') as tmp: by_scene.to_csv(tmp)
-    rows, seconds = pd.read_csv(run_dir/'metrics.csv'), pd.read_csv(run_dir/'timing.csv', names=['epoch', 'seconds']).seconds
-    mse, spread, mse_instance, spread_instance = (usage.pop(k) for k in ('mse', 'spread', 'mse_instance', 'spread_instance'))
-    result = dict(best_epoch=run.epoch, best_loss=rows.mse.min(), best_val_mse=rows.val_mse.min(), test_mse=mse, test_fvu=mse/spread,
-        test_fvu_instance=mse_instance/spread_instance, seconds_per_epoch=seconds.median(), train_scenes=len(data.train),
-        raw_std=Moments.of(data.train).total_std) | usage | by_scene.mean().dropna().to_dict()
-    result |= dict(target_std_kept=1., target_rank_kept=1.)
-    if run.config.target!='feats':
-        before, after = (feature_stats(Batches(data.test, change)) for change in (run.normalizer, lambda x: run.model.target(run.normalizer(x))))
-        result |= dict(target_std_kept=after['std']/before['std'], target_rank_kept=after['components_90']/before['components_90'],
-                       test_fvu_instance=math.nan) # what was reconstructed has no way back to the features
+    with atomic_path(run_dir / 'test_scenes.csv') as tmp:
+        by_scene.to_csv(tmp)
+    rows, seconds = (
+        pd.read_csv(run_dir / 'metrics.csv'),
+        pd.read_csv(run_dir / 'timing.csv', names=['epoch', 'seconds']).seconds,
+    )
+    mse, spread, mse_instance, spread_instance = (
+        usage.pop(k) for k in ('mse', 'spread', 'mse_instance', 'spread_instance')
+    )
+    result = (
+        dict(
+            best_epoch=run.epoch,
+            best_loss=rows.mse.min(),
+            best_val_mse=rows.val_mse.min(),
+            test_mse=mse,
+            test_fvu=mse / spread,
+            test_fvu_instance=mse_instance / spread_instance,
+            seconds_per_epoch=seconds.median(),
+            train_scenes=len(data.train),
+            raw_std=Moments.of(data.train).total_std,
+        )
+        | usage
+        | by_scene.mean().dropna().to_dict()
+    )
+    result |= dict(target_std_kept=1.0, target_rank_kept=1.0)
+    if run.config.target != 'feats':
+        before, after = (
+            feature_stats(Batches(data.test, change))
+            for change in (run.normalizer, lambda x: run.model.target(run.normalizer(x)))
+        )
+        result |= dict(
+            target_std_kept=after['std'] / before['std'],
+            target_rank_kept=after['components_90'] / before['components_90'],
+            test_fvu_instance=math.nan,
+        )  # what was reconstructed has no way back to the features
     result['collapse'] = collapse(result | dict(fvu=result['test_fvu']))
-    write_json(run_dir/'features.json', dict(raw=feature_stats(data.seen), normalised=feature_stats(Batches(data.seen, run.normalizer))))
-    save_tensors(run_dir/'test_masks.safetensors', {k: torch.cat(m) for k, m in zip(('attn', 'masks'), zip(*soft))})
-    write_json(run_dir/'result.json', result)
+    write_json(
+        run_dir / 'features.json',
+        dict(raw=feature_stats(data.seen), normalised=feature_stats(Batches(data.seen, run.normalizer))),
+    )
+    save_tensors(run_dir / 'test_masks.safetensors', {k: torch.cat(m) for k, m in zip(('attn', 'masks'), zip(*soft))})
+    write_json(run_dir / 'result.json', result)
     return result

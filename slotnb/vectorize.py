@@ -18,40 +18,85 @@ from .core import SlotnbError, default_device, generator, write_json
 from .normalizer import Normalizer
 from .stack import Stack
 from .step import GraphedStep
-from .train import Batches, RunData, RunState, TrainConfig, held_out_measures, look_at_many, lr_at, prepare, sent, take_each, within_reach
+from slotnb.train import (
+    Batches,
+    RunData,
+    RunState,
+    TrainConfig,
+    held_out_measures,
+    look_at_many,
+    lr_at,
+    prepare,
+    sent,
+    take_each,
+    within_reach,
+)
 
 # %% ../nbs/51_vectorize.ipynb #cell-5
-SHAPE = ('num_slots', 'slot_dim', 'num_iters', 'attn_temperature', 'slot_init', 'decoder', 'hidden_dim', 'projection', 'target', 'train_precision', 'batch_size') # the same in all of a stack, beside the features' shape
-NOT_OF_DATA = (*SHAPE[:-1], 'save_dir', 'normalizer', 'slot_std', 'pos_std', 'mask_temperature', 'weight_init', 'warm_start', 'diversity_weight', 'lr', 'warmup_epochs',
-               'num_epochs', 'clip_norm', 'seed')
+SHAPE = (
+    'num_slots',
+    'slot_dim',
+    'num_iters',
+    'attn_temperature',
+    'slot_init',
+    'decoder',
+    'hidden_dim',
+    'projection',
+    'target',
+    'train_precision',
+    'batch_size',
+)  # the same in all of a stack, beside the features' shape
+NOT_OF_DATA = (
+    *SHAPE[:-1],
+    'save_dir',
+    'normalizer',
+    'slot_std',
+    'pos_std',
+    'mask_temperature',
+    'weight_init',
+    'warm_start',
+    'diversity_weight',
+    'lr',
+    'warmup_epochs',
+    'num_epochs',
+    'clip_norm',
+    'seed',
+)
+
 
 def data_key(
-    config:TrainConfig,
-) -> str: # the same for configurations that `prepare` gives the same
+    config: TrainConfig,
+) -> str:  # the same for configurations that `prepare` gives the same
     "What decides which data a run sees; a field that nobody thought of counts."
     return json.dumps({k: v for k, v in asdict(config).items() if k not in NOT_OF_DATA})
 
+
 class _Job(NamedTuple):
     "A run and what it sees; runs that see the same share the tensors."
-    config:TrainConfig
-    data:RunData
-    norm:Normalizer
-    train:Tensor|Batches # (s n d) normalised, on the device
-    val:Tensor|Batches # (s n d) likewise
+
+    config: TrainConfig
+    data: RunData
+    norm: Normalizer
+    train: Tensor | Batches  # (s n d) normalised, on the device
+    val: Tensor | Batches  # (s n d) likewise
 
     @property
-    def shape(self): return *(getattr(self.config, k) for k in SHAPE), *self.train.shape, len(self.val), str(self.train.device)
+    def shape(self):
+        return *(getattr(self.config, k) for k in SHAPE), *self.train.shape, len(self.val), str(self.train.device)
+
 
 class _Live(NamedTuple):
     "A run in the stack."
-    state:RunState
-    job:_Job
+
+    state: RunState
+    job: _Job
 
 # %% ../nbs/51_vectorize.ipynb #cell-6
 def _job(config, seen, show_progress):
     "Read what a run sees, unless another has; `seen` is filled."
     key = data_key(config)
-    if key not in seen: seen[key] = prepare(config, show_progress)
+    if key not in seen:
+        seen[key] = prepare(config, show_progress)
     data = seen[key]
     if (key, config.normalizer) not in seen:
         device = default_device(config.device)
@@ -59,34 +104,41 @@ def _job(config, seen, show_progress):
         seen[key, config.normalizer] = norm, *within_reach(data, norm, device)
     return _Job(config, data, *seen[key, config.normalizer])
 
+
 def _fail(config, why):
     "Write down beside a run why it stopped."
-    write_json(config.run_dir/'failed.json', dict(why=why, exit_code=1, log=str(config.run_dir/'train.log')))
+    write_json(config.run_dir / 'failed.json', dict(why=why, exit_code=1, log=str(config.run_dir / 'train.log')))
     tqdm.write(f'FAILED {config.run_dir}: {why}')
 
 # %% ../nbs/51_vectorize.ipynb #cell-8
 def stack_epoch(
-    step:Callable[..., Tensor], # of a `Stack`, whose models it changes
-    runs:list[_Live], # in the order of the stack
-) -> list[dict[str, float]]: # of each run what `train_epoch` gives
+    step: Callable[..., Tensor],  # of a `Stack`, whose models it changes
+    runs: list[_Live],  # in the order of the stack
+) -> list[dict[str, float]]:  # of each run what `train_epoch` gives
     "One pass of each run over its own features."
     device, size = runs[0].job.train.device, len(runs[0].job.train)
     configs, epochs = [r.state.config for r in runs], [r.state.epoch for r in runs]
-    orders = torch.stack([torch.randperm(size, generator=generator(c.seed, 'order', e)) for c, e in zip(configs, epochs)]).split(configs[0].batch_size, 1)
+    orders = torch.stack(
+        [torch.randperm(size, generator=generator(c.seed, 'order', e)) for c, e in zip(configs, epochs)]
+    ).split(configs[0].batch_size, 1)
     noises, steps, sums = [generator(c.seed, 'slots', e) for c, e in zip(configs, epochs)], len(orders), 0
-    for i, index in enumerate(orders): # (r b)
-        lr = [lr_at(e*steps + i, steps, c) for c, e in zip(configs, epochs)]
+    for i, index in enumerate(orders):  # (r b)
+        lr = [lr_at(e * steps + i, steps, c) for c, e in zip(configs, epochs)]
         x = take_each([r.job.train for r in runs], index)
         noise = torch.stack([r.state.model.init.draw(index.shape[1], g) for r, g in zip(runs, noises)])
-        rates = torch.tensor(lr, dtype=torch.float64 if device.type=='cpu' else torch.float32)
+        rates = torch.tensor(lr, dtype=torch.float64 if device.type == 'cpu' else torch.float32)
         sums = sums + step(x, sent(noise, device), sent(rates, device))
-    return [dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), s), lr=rate) for s, rate in zip((sums/steps).T.tolist(), lr)]
+    return [
+        dict(zip(('loss', 'mse', 'slot_cosine', 'grad_norm'), s), lr=rate)
+        for s, rate in zip((sums / steps).T.tolist(), lr)
+    ]
 
 # %% ../nbs/51_vectorize.ipynb #cell-10
 def _look(stack, x, noise):
     "What `look_at_many` asks for."
     target, out = stack.outputs(x, noise)
     return vmap(held_out_measures)(target, out), out.attn, out.masks
+
 
 def _fit_stack(jobs, bar, save_every, most):
     "Train runs of one shape, at most so many at a time."
@@ -95,63 +147,104 @@ def _fit_stack(jobs, bar, save_every, most):
         while queue or live:
             while queue and len(live) < most:
                 job, step = queue.pop(0), None
-                (job.config.run_dir/'failed.json').unlink(missing_ok=True)
-                try: live.append(_Live(RunState(job.config, job.data, job.norm, job.train.device, save_every), job))
-                except SlotnbError as e: _fail(job.config, str(e)); continue
+                (job.config.run_dir / 'failed.json').unlink(missing_ok=True)
+                try:
+                    live.append(_Live(RunState(job.config, job.data, job.norm, job.train.device, save_every), job))
+                except SlotnbError as e:
+                    _fail(job.config, str(e))
+                    continue
                 bar.update(live[-1].state.epoch)
-                if live[-1].state.finished: live.pop().state.close()
-            if not live: continue
+                if live[-1].state.finished:
+                    live.pop().state.close()
+            if not live:
+                continue
             states = [r.state for r in live]
-            if step is None: stack = Stack([s.model for s in states], [s.opt for s in states], [s.config.diversity_weight for s in states],
-                                            [s.config.clip_norm for s in states], states[0].step.precision)
-            if step is None: step, look = (GraphedStep(f, live[0].job.train.device) for f in (stack.step, partial(_look, stack)))
+            if step is None:
+                stack = Stack(
+                    [s.model for s in states],
+                    [s.opt for s in states],
+                    [s.config.diversity_weight for s in states],
+                    [s.config.clip_norm for s in states],
+                    states[0].step.precision,
+                )
+            if step is None:
+                step, look = (GraphedStep(f, live[0].job.train.device) for f in (stack.step, partial(_look, stack)))
             start = time.perf_counter()
             rows = stack_epoch(step, live)
-            seconds = (time.perf_counter() - start)/len(live)
-            held_out = look_at_many(look, [r.job.val for r in live], [s.model.init.draw for s in states], [s.config.seed for s in states])
+            seconds = (time.perf_counter() - start) / len(live)
+            held_out = look_at_many(
+                look, [r.job.val for r in live], [s.model.init.draw for s in states], [s.config.seed for s in states]
+            )
             for run, row, seen in zip(live, rows, held_out):
-                try: said = run.state.end_epoch(row, seen, seconds)
-                except SlotnbError as e: run.state.log.error(str(e)); _fail(run.state.config, str(e))
+                try:
+                    said = run.state.end_epoch(row, seen, seconds)
+                except SlotnbError as e:
+                    run.state.log.error(str(e))
+                    _fail(run.state.config, str(e))
                 else:
-                    bar.update(); bar.set_postfix(said)
-                    if not run.state.finished: continue
-                run.state.close(); step = None
+                    bar.update()
+                    bar.set_postfix(said)
+                    if not run.state.finished:
+                        continue
+                run.state.close()
+                step = None
             live = [r for r in live if not r.state.timing.closed]
     finally:
-        for run in live: run.state.close()
+        for run in live:
+            run.state.close()
 
 # %% ../nbs/51_vectorize.ipynb #cell-11
 def fit_many(
-    configs:list[TrainConfig], # each with a folder of its own
-    show_progress:bool=True, # a bar over all epochs
-    save_every:float=10., # seconds between saved states of a run
-    most:int=16, # runs in a stack; more wait for their turn
-) -> dict[str, str]: # run folder: why it failed
+    configs: list[TrainConfig],  # each with a folder of its own
+    show_progress: bool = True,  # a bar over all epochs
+    save_every: float = 10.0,  # seconds between saved states of a run
+    most: int = 16,  # runs in a stack; more wait for their turn
+) -> dict[str, str]:  # run folder: why it failed
     "`fit` for many runs in one process; what has the same shapes trains together, what fails is written to its failed.json."
     seen, groups = {}, {}
     for c in configs:
-        try: job = _job(c, seen, show_progress)
-        except SlotnbError as e: _fail(c, str(e))
-        else: groups.setdefault(job.shape, []).append(job)
-    with tqdm(total=sum(c.num_epochs for c in configs), desc=f'{len(configs)} runs in {len(groups)} stacks', unit='epoch', disable=not show_progress) as bar:
-        for jobs in groups.values(): _fit_stack(jobs, bar, save_every, most)
+        try:
+            job = _job(c, seen, show_progress)
+        except SlotnbError as e:
+            _fail(c, str(e))
+        else:
+            groups.setdefault(job.shape, []).append(job)
+    with tqdm(
+        total=sum(c.num_epochs for c in configs),
+        desc=f'{len(configs)} runs in {len(groups)} stacks',
+        unit='epoch',
+        disable=not show_progress,
+    ) as bar:
+        for jobs in groups.values():
+            _fit_stack(jobs, bar, save_every, most)
     return why_failed(configs)
 
+
 def why_failed(
-    configs:list[TrainConfig],
-) -> dict[str, str]: # run folder: why, of those that failed
+    configs: list[TrainConfig],
+) -> dict[str, str]:  # run folder: why, of those that failed
     "Read what failed runs left."
-    return {str(c.run_dir): json.loads((c.run_dir/'failed.json').read_text())['why'] for c in configs if (c.run_dir/'failed.json').exists()}
+    return {
+        str(c.run_dir): json.loads((c.run_dir / 'failed.json').read_text())['why']
+        for c in configs
+        if (c.run_dir / 'failed.json').exists()
+    }
 
 # %% ../nbs/51_vectorize.ipynb #cell-17
 def epochs_done(
-    config:TrainConfig,
+    config: TrainConfig,
 ) -> int:
     "Epochs that a run has written down."
-    try: return max(0, (config.run_dir/'metrics.csv').read_bytes().count(b'\n') - 1)
-    except FileNotFoundError: return 0
+    try:
+        return max(0, (config.run_dir / 'metrics.csv').read_bytes().count(b'\n') - 1)
+    except FileNotFoundError:
+        return 0
 
-KEEP_MEMORY = dict(MALLOC_MMAP_THRESHOLD_=str(2**25), MALLOC_TRIM_THRESHOLD_=str(2**30)) # glibc keeps freed memory for the next step instead of giving it back and asking for it anew
+
+KEEP_MEMORY = dict(
+    MALLOC_MMAP_THRESHOLD_=str(2**25), MALLOC_TRIM_THRESHOLD_=str(2**30)
+)  # glibc keeps freed memory for the next step instead of giving it back and asking for it anew
+
 
 def _worker():
     "A process of `vectorize`: configurations come by standard input, and when that closes, whoever started it is gone."
@@ -159,44 +252,77 @@ def _worker():
     threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
     fit_many([TrainConfig(**c) for c in configs], False, save_every, most)
 
+
 def _start(configs, threads, save_every, most, log):
     "Start a worker; what it says goes to `log`."
     env = KEEP_MEMORY | os.environ | dict(OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TQDM_DISABLE='1')
-    process = subprocess.Popen([sys.executable, '-c', 'from slotnb.vectorize import _worker; _worker()'], stdin=subprocess.PIPE, stdout=log,
-                               stderr=subprocess.STDOUT, env=env, text=True)
-    process.stdin.write(json.dumps([[asdict(c) for c in configs], save_every, most]) + '\n'); process.stdin.flush()
+    process = subprocess.Popen(
+        [sys.executable, '-c', 'from slotnb.vectorize import _worker; _worker()'],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        env=env,
+        text=True,
+    )
+    process.stdin.write(json.dumps([[asdict(c) for c in configs], save_every, most]) + '\n')
+    process.stdin.flush()
     return process
 
 # %% ../nbs/51_vectorize.ipynb #cell-18
 def vectorize(
-    plan:list[TrainConfig], # each with a folder of its own
-    workers:int=0, # processes; 0 is one a core on the CPU and one on a GPU
-    show_progress:bool=True,
-    save_every:float=10., # seconds between saved states of a run
-    most:int=16, # runs in a stack
-) -> dict[str, str]: # run folder: why it failed
+    plan: list[TrainConfig],  # each with a folder of its own
+    workers: int = 0,  # processes; 0 is one a core on the CPU and one on a GPU
+    show_progress: bool = True,
+    save_every: float = 10.0,  # seconds between saved states of a run
+    most: int = 16,  # runs in a stack
+) -> dict[str, str]:  # run folder: why it failed
     "Train many runs at once, on all cores or on the GPU. Interrupted, the same call goes on."
-    if not plan: return {}
-    for c in {data_key(c): c for c in plan}.values(): # features are computed once, here; what can't be had is said of each run by `fit_many`
-        try: prepare(c, show_progress)
-        except SlotnbError: pass
-    gpu = any(default_device(c.device).type=='cuda' for c in plan)
+    if not plan:
+        return {}
+    for c in {
+        data_key(c): c for c in plan
+    }.values():  # features are computed once, here; what can't be had is said of each run by `fit_many`
+        try:
+            prepare(c, show_progress)
+        except SlotnbError:
+            pass
+    gpu = any(default_device(c.device).type == 'cuda' for c in plan)
     workers = max(1, min(len(plan), workers or (1 if gpu else os.cpu_count())))
-    if workers==1: return fit_many(plan, show_progress, save_every, most)
+    if workers == 1:
+        return fit_many(plan, show_progress, save_every, most)
     processes, logs = [], [tempfile.TemporaryFile('w+') for _ in range(workers)]
-    bar = tqdm(total=sum(c.num_epochs for c in plan), desc=f'{len(plan)} runs in {workers} processes', unit='epoch', disable=not show_progress)
+    bar = tqdm(
+        total=sum(c.num_epochs for c in plan),
+        desc=f'{len(plan)} runs in {workers} processes',
+        unit='epoch',
+        disable=not show_progress,
+    )
     try:
-        for i, log in enumerate(logs): processes.append(_start(plan[i::workers], max(1, os.cpu_count()//workers), save_every, most, log))
-        while any(p.poll() is None for p in processes): time.sleep(1); bar.n = sum(map(epochs_done, plan)); bar.refresh()
+        for i, log in enumerate(logs):
+            processes.append(_start(plan[i::workers], max(1, os.cpu_count() // workers), save_every, most, log))
+        while any(p.poll() is None for p in processes):
+            time.sleep(1)
+            bar.n = sum(map(epochs_done, plan))
+            bar.refresh()
         for i, (process, log) in enumerate(zip(processes, logs)):
-            log.seek(0); lines = log.read().splitlines()
+            log.seek(0)
+            lines = log.read().splitlines()
             for line in lines:
-                if line.startswith('FAILED'): tqdm.write(line)
+                if line.startswith('FAILED'):
+                    tqdm.write(line)
             for c in plan[i::workers] if process.returncode else []:
-                if epochs_done(c) < c.num_epochs and not why_failed([c]): _fail(c, f"its process ended with exit code {process.returncode}{''.join(f' ({l})' for l in lines[-1:])}")
-    finally: # also when interrupted: what runs is ended, and goes on from its last state next time
-        for p in processes: p.terminate()
-        for p in processes: p.wait(); p.stdin.close()
-        for log in logs: log.close()
+                if epochs_done(c) < c.num_epochs and not why_failed([c]):
+                    _fail(
+                        c,
+                        f"its process ended with exit code {process.returncode}{''.join(f' ({l})' for l in lines[-1:])}",
+                    )
+    finally:  # also when interrupted: what runs is ended, and goes on from its last state next time
+        for p in processes:
+            p.terminate()
+        for p in processes:
+            p.wait()
+            p.stdin.close()
+        for log in logs:
+            log.close()
         bar.close()
     return why_failed(plan)

@@ -15,42 +15,58 @@ from .data import Dataset, Entry, Sample, split_root
 from .images import find_files
 
 # %% ../nbs/16_video.ipynb #cell-9
-JUMPS = 'mov,mp4', 'matroska' # containers that know where their keyframes are; in others (AVI, MPEG-PS) a jump may land after the frame
+JUMPS = (
+    'mov,mp4',
+    'matroska',
+)  # containers that know where their keyframes are; in others (AVI, MPEG-PS) a jump may land after the frame
 SUFFIXES = ('.mp4', '.mov', '.m4v', '.mkv', '.webm', '.avi', '.mpg', '.mpeg')
+
 
 class VideoFrames(Dataset):
     "The frames of video files, one scene a file, without truth."
+
     kind, has_truth = 'video', False
-    def __init__(self,
-        data_dir:str|Path, # a video file, or a folder of them
-        split:str|None=None, # sub-folder; None: all of `data_dir`
-        max_frames:int|None=1, # the first so many frames of each file; 0 or None: all
-        skip_broken:bool=False, # leave out what can't be read, and say so in `skipped`
-        progress:bool=True, # a bar over the files while that lasts
+
+    def __init__(
+        self,
+        data_dir: str | Path,  # a video file, or a folder of them
+        split: str | None = None,  # sub-folder; None: all of `data_dir`
+        max_frames: int | None = 1,  # the first so many frames of each file; 0 or None: all
+        skip_broken: bool = False,  # leave out what can't be read, and say so in `skipped`
+        progress: bool = True,  # a bar over the files while that lasts
     ):
-        if max_frames and max_frames < 0: raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
+        if max_frames and max_frames < 0:
+            raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
         _av()
         root = Path(data_dir)
         if root.is_file() and split not in (None, 'train'):
             raise SlotnbError(f"'{root}' is one video and has no split '{split}'; make the folders train and {split}")
         root = root if root.is_file() else split_root(root, split)
         files = [root] if root.is_file() else find_files(root, SUFFIXES)
-        if not files: raise SlotnbError(f"{root} holds no video; expected {', '.join(SUFFIXES)}")
+        if not files:
+            raise SlotnbError(f"{root} holds no video; expected {', '.join(SUFFIXES)}")
         self.times, self._last, self._frames, names, entries = {}, None, None, {}, []
-        for path in tqdm(files, 'listing frames', disable=not progress or max_frames==1, leave=False):
-            name = path.stem if path==root else path.relative_to(root).with_suffix('').as_posix()
-            if name in names: raise SlotnbError(f'{names[name]} and {path.name} differ only in their ending; rename one')
+        for path in tqdm(files, 'listing frames', disable=not progress or max_frames == 1, leave=False):
+            name = path.stem if path == root else path.relative_to(root).with_suffix('').as_posix()
+            if name in names:
+                raise SlotnbError(f'{names[name]} and {path.name} differ only in their ending; rename one')
             names[name] = path
-            if max_frames!=1: self.times[path] = _times(path)
-            entries += [Entry(name, i, path) for i in range(len(self.times.get(path, ' ')) or 1)][:max_frames or None] # a broken file keeps one
+            if max_frames != 1:
+                self.times[path] = _times(path)
+            entries += [Entry(name, i, path) for i in range(len(self.times.get(path, ' ')) or 1)][
+                : max_frames or None
+            ]  # a broken file keeps one
         super().__init__(root, entries, skip_broken, progress)
 
-    def read(self, entry:Entry) -> Sample:
+    def read(self, entry: Entry) -> Sample:
         path, i = entry.where, entry.frame
-        if self._last!=(path, i - 1): self._frames = self._decode(path, i)
+        if self._last != (path, i - 1):
+            self._frames = self._decode(path, i)
         self._last = None
-        with _named(path): image, rotated = next(self._frames, (None, None))
-        if image is None: raise SlotnbError(f'{path} ends before frame {i}; copy or fetch it again')
+        with _named(path):
+            image, rotated = next(self._frames, (None, None))
+        if image is None:
+            raise SlotnbError(f'{path} ends before frame {i}; copy or fetch it again')
         self._last = path, i
         return Sample(entry.name, i, path, image, None, [], rotated)
 
@@ -60,42 +76,62 @@ class VideoFrames(Dataset):
         for jump in (True, False) if time is not None else (False,):
             with _av().open(str(path)) as container:
                 frames = container.decode(_stream(container))
-                if jump: container.seek(time, stream=container.streams.video[0])
-                first = next((f for f in frames if f.pts >= time), None) if jump else next(islice(frames, i, None), None)
-                if first is None or jump and first.pts!=time: continue
+                if jump:
+                    container.seek(time, stream=container.streams.video[0])
+                first = (
+                    next((f for f in frames if f.pts >= time), None) if jump else next(islice(frames, i, None), None)
+                )
+                if first is None or jump and first.pts != time:
+                    continue
                 yield _upright(first)
                 yield from map(_upright, frames)
                 return
 
 # %% ../nbs/16_video.ipynb #cell-10
 def _av():
-    try: import av
-    except ImportError: raise SlotnbError("videos are decoded by PyAV, which is not installed; pip install 'slotnb[video]'") from None
+    try:
+        import av
+    except ImportError:
+        raise SlotnbError("videos are decoded by PyAV, which is not installed; pip install 'slotnb[video]'") from None
     return av
+
 
 class _named:
     "What the decoder says, as one sentence that names the file."
-    def __init__(self, path): self.path = path
-    def __enter__(self): pass
+
+    def __init__(self, path):
+        self.path = path
+
+    def __enter__(self):
+        pass
+
     def __exit__(self, kind, e, trace):
         if isinstance(e, _av().FFmpegError):
-            if isinstance(e, OSError): raise cannot_read(self.path, e) from None
-            raise SlotnbError(f'{self.path} cannot be decoded ({e.strerror}); is it truncated? Copy or fetch it again') from None
+            if isinstance(e, OSError):
+                raise cannot_read(self.path, e) from None
+            raise SlotnbError(
+                f'{self.path} cannot be decoded ({e.strerror}); is it truncated? Copy or fetch it again'
+            ) from None
+
 
 def _stream(container):
-    if not container.streams.video: raise SlotnbError(f'{container.name} holds no video stream; only its frames can be read')
+    if not container.streams.video:
+        raise SlotnbError(f'{container.name} holds no video stream; only its frames can be read')
     container.streams.video[0].thread_type = 'AUTO'
     return container.streams.video[0]
+
 
 def _times(path):
     "The times of all frames, in order, without decoding; [None, ...] where the file has none to rely on, [] where it can't be read."
     try:
         with _named(path), _av().open(str(path)) as container:
             pts = [p.pts for p in container.demux(_stream(container)) if p.size and not p.is_discard]
-            return sorted(pts) if None not in pts and container.format.name.startswith(JUMPS) else [None]*len(pts)
-    except SlotnbError: return []
+            return sorted(pts) if None not in pts and container.format.name.startswith(JUMPS) else [None] * len(pts)
+    except SlotnbError:
+        return []
+
 
 def _upright(frame):
     "(h w 3) uint8, turned as the file says (counterclockwise), and whether it was."
-    turns = 0 if frame.rotation%90 else frame.rotation//90%4
+    turns = 0 if frame.rotation % 90 else frame.rotation // 90 % 4
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format='rgb24'), turns)), bool(turns)

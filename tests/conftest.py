@@ -1,12 +1,13 @@
 "What every test needs: the repository's root, a cache that lives as long as the checkout, and a small set of scenes."
+
 import os, shutil, subprocess
 from pathlib import Path
 import pytest, torch
 
 ROOT = Path(__file__).parent.parent
-os.environ.setdefault('SLOTNB_CACHE', str(ROOT/'.cache/slotnb'))
+os.environ.setdefault('SLOTNB_CACHE', str(ROOT / '.cache/slotnb'))
 os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
-DATA = ROOT/'data/movi_a_subset'
+DATA = ROOT / 'data/movi_a_subset'
 
 
 @pytest.fixture(autouse=True)
@@ -19,17 +20,19 @@ def same_draws():
 def few_scenes(tmp_path):
     "A data_dir with eight training and two test scenes, to be damaged freely."
     for split, n in dict(train=8, test=2).items():
-        for scene in sorted((DATA/split).glob('scene_*'))[:n]: shutil.copytree(scene, tmp_path/'data'/split/scene.name)
-    return tmp_path/'data'
+        for scene in sorted((DATA / split).glob('scene_*'))[:n]:
+            shutil.copytree(scene, tmp_path / 'data' / split / scene.name)
+    return tmp_path / 'data'
 
 
 def find_chromium():
     "Chromium's path, installed if that can be done without asking; where it can't, the browser tests are skipped, but never by CI."
     names = os.environ.get('CHROMIUM', ''), 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
     found = lambda: next((p for n in names if n and (p := shutil.which(n))), None)
-    if not found() and shutil.which('apt-get') and os.geteuid()==0:
+    if not found() and shutil.which('apt-get') and os.geteuid() == 0:
         subprocess.run('apt-get update -qq && apt-get install -y -qq chromium', shell=True, stdout=subprocess.DEVNULL)
-    if path := found(): return path
+    if path := found():
+        return path
     why = 'needs Chromium: install it (Debian: apt-get install chromium) or set CHROMIUM to its path'
     pytest.fail(why) if os.environ.get('CI') else pytest.skip(why)
 
@@ -39,6 +42,8 @@ def browser():
     "A real Chromium, without a window. It ends with its module: while Playwright is there, no other event loop can run."
     playwright = pytest.importorskip('playwright.sync_api')
     with playwright.sync_playwright() as p:
-        chromium = p.chromium.launch(executable_path=find_chromium(), args=['--no-sandbox'] if os.geteuid()==0 else [])
+        chromium = p.chromium.launch(
+            executable_path=find_chromium(), args=['--no-sandbox'] if os.geteuid() == 0 else []
+        )
         yield chromium
         chromium.close()

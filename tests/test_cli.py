@@ -1,4 +1,5 @@
 "The command line on data of every kind, from the path to the last number."
+
 import json
 import numpy as np, pandas as pd, pytest
 from PIL import Image
@@ -6,58 +7,126 @@ from conftest import DATA, ROOT
 from slotnb.cli import main
 from slotnb.train import load_run
 
-MOVI = str(ROOT/'tests/fixtures/movi_a/64x64/1.0.0')
+MOVI = str(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0')
 
 
 def slotnb(capsys, *args):
-    code = main([str(a) for a in args]); out = capsys.readouterr()
+    code = main([str(a) for a in args])
+    out = capsys.readouterr()
     return code, out.out, out.err
 
 
 def test_info_then_convert_then_info_again(tmp_path, capsys):
-    code, first, _ = slotnb(capsys, 'data', 'info', MOVI, '--max_frames', 0, '--out', tmp_path/'a.png')
-    assert code==0 and 'MOVi records' in first and Image.open(tmp_path/'a.png').size[0] > 200
+    code, first, _ = slotnb(capsys, 'data', 'info', MOVI, '--max_frames', 0, '--out', tmp_path / 'a.png')
+    assert code == 0 and 'MOVi records' in first and Image.open(tmp_path / 'a.png').size[0] > 200
     for fmt in 'webdataset', 'kubric':
-        code, said, _ = slotnb(capsys, 'data', 'convert', MOVI, tmp_path/fmt, '--format', fmt)
-        assert code==0 and 'frames as ' + fmt in said
-        code, again, _ = slotnb(capsys, 'data', 'info', tmp_path/fmt, '--max_frames', 0, '--out', '')
-        keep = lambda text: [l for l in text.splitlines() if l.split()[0] in ('scenes', 'frames', 'sizes', 'objects', 'materials')]
-        assert code==0 and keep(again)==keep(first)
+        code, said, _ = slotnb(capsys, 'data', 'convert', MOVI, tmp_path / fmt, '--format', fmt)
+        assert code == 0 and 'frames as ' + fmt in said
+        code, again, _ = slotnb(capsys, 'data', 'info', tmp_path / fmt, '--max_frames', 0, '--out', '')
+        keep = lambda text: [
+            l for l in text.splitlines() if l.split()[0] in ('scenes', 'frames', 'sizes', 'objects', 'materials')
+        ]
+        assert code == 0 and keep(again) == keep(first)
 
 
 @pytest.fixture
 def photographs(tmp_path):
     "Without truth, not square, and one of them broken; the names are not ASCII."
-    rng, root = np.random.default_rng(0), tmp_path/'写真 folder'
+    rng, root = np.random.default_rng(0), tmp_path / '写真 folder'
     for split, n in dict(train=6, test=2).items():
-        (root/split).mkdir(parents=True)
-        for i in range(n): Image.fromarray(rng.integers(0, 255, (60, 90, 3), np.uint8)).save(root/f'{split}/写真 {i}.jpg')
-    (root/'train/broken.jpg').write_bytes(b'')
+        (root / split).mkdir(parents=True)
+        for i in range(n):
+            Image.fromarray(rng.integers(0, 255, (60, 90, 3), np.uint8)).save(root / f'{split}/写真 {i}.jpg')
+    (root / 'train/broken.jpg').write_bytes(b'')
     return root
 
 
 def test_train_on_photographs(tmp_path, photographs, capsys):
-    args = ['train', '--data_dir', photographs, '--weights', 'random', '--resolution', '56x84', '--grid_size', 'native', '--num_epochs', 2, '--warmup_epochs', 1,
-            '--slot_dim', 32, '--hidden_dim', 32, '--num_slots', 4, '--device', 'cpu', '--save_dir', tmp_path/'run']
+    args = [
+        'train',
+        '--data_dir',
+        photographs,
+        '--weights',
+        'random',
+        '--resolution',
+        '56x84',
+        '--grid_size',
+        'native',
+        '--num_epochs',
+        2,
+        '--warmup_epochs',
+        1,
+        '--slot_dim',
+        32,
+        '--hidden_dim',
+        32,
+        '--num_slots',
+        4,
+        '--device',
+        'cpu',
+        '--save_dir',
+        tmp_path / 'run',
+    ]
     code, _, err = slotnb(capsys, *args)
-    assert code==2 and 'broken.jpg' in err and len(err.strip().splitlines())==1
+    assert code == 2 and 'broken.jpg' in err and len(err.strip().splitlines()) == 1
     code, out, err = slotnb(capsys, *args, '--skip_broken')
-    assert code==0 and '1 broken samples left out' in out + err and 'no truth' in out and 'RANDOM WEIGHTS' in out
-    run = load_run(tmp_path/'run/dinov2_vits14')
-    assert run.record['grid']==[4, 6] and run.model.num_patches==24
-    assert 'ari_attn' not in json.loads((tmp_path/'run/dinov2_vits14/result.json').read_text())
+    assert code == 0 and '1 broken samples left out' in out + err and 'no truth' in out and 'RANDOM WEIGHTS' in out
+    run = load_run(tmp_path / 'run/dinov2_vits14')
+    assert run.record['grid'] == [4, 6] and run.model.num_patches == 24
+    assert 'ari_attn' not in json.loads((tmp_path / 'run/dinov2_vits14/result.json').read_text())
 
 
 def test_scores_on_a_grid_that_is_not_square(tmp_path, few_scenes, capsys):
-    code, out, _ = slotnb(capsys, 'train', '--data_dir', few_scenes, '--weights', 'random', '--resolution', '96x144', '--num_epochs', 1, '--warmup_epochs', 0, '--grid_size', '8x12',
-                          '--slot_dim', 32, '--hidden_dim', 32, '--num_slots', 4, '--device', 'cpu', '--save_dir', tmp_path/'run', '--backbone', 'timm:test_vit')
-    folder = tmp_path/'run/timm_test_vit'
-    assert code==0 and 'FG-ARI' in out and pd.read_csv(folder/'test_scenes.csv').fg_ari_refined.notna().all()
-    assert load_run(folder).record['grid']==[8, 12]
+    code, out, _ = slotnb(
+        capsys,
+        'train',
+        '--data_dir',
+        few_scenes,
+        '--weights',
+        'random',
+        '--resolution',
+        '96x144',
+        '--num_epochs',
+        1,
+        '--warmup_epochs',
+        0,
+        '--grid_size',
+        '8x12',
+        '--slot_dim',
+        32,
+        '--hidden_dim',
+        32,
+        '--num_slots',
+        4,
+        '--device',
+        'cpu',
+        '--save_dir',
+        tmp_path / 'run',
+        '--backbone',
+        'timm:test_vit',
+    )
+    folder = tmp_path / 'run/timm_test_vit'
+    assert code == 0 and 'FG-ARI' in out and pd.read_csv(folder / 'test_scenes.csv').fg_ari_refined.notna().all()
+    assert load_run(folder).record['grid'] == [8, 12]
 
 
 def test_card(tmp_path, few_scenes, capsys):
-    code, out, _ = slotnb(capsys, 'features', '--card', '--data_dir', few_scenes, '--weights', 'random', '--backbone', 'timm:test_vit', '--out', tmp_path)
-    made = tmp_path/'timm_test_vit'
-    assert code==0 and 'RANDOM WEIGHTS' in out and str(made/'feature_card.png') in out
-    assert json.loads((made/'feature_card.json').read_text())['normalizers']['none']['kmeans_fg_ari'] > 0 and Image.open(made/'feature_card.png').size[0] > 500
+    code, out, _ = slotnb(
+        capsys,
+        'features',
+        '--card',
+        '--data_dir',
+        few_scenes,
+        '--weights',
+        'random',
+        '--backbone',
+        'timm:test_vit',
+        '--out',
+        tmp_path,
+    )
+    made = tmp_path / 'timm_test_vit'
+    assert code == 0 and 'RANDOM WEIGHTS' in out and str(made / 'feature_card.png') in out
+    assert (
+        json.loads((made / 'feature_card.json').read_text())['normalizers']['none']['kmeans_fg_ari'] > 0
+        and Image.open(made / 'feature_card.png').size[0] > 500
+    )

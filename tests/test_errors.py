@@ -1,4 +1,5 @@
 "Each mistake: one clear sentence, exit code not 0, nothing half-written."
+
 import contextlib, io, os, resource, signal, subprocess, sys
 from pathlib import Path
 from typing import NamedTuple
@@ -8,9 +9,9 @@ from slotnb.cli import main
 
 
 class Result(NamedTuple):
-    returncode:int
-    stdout:str
-    stderr:str
+    returncode: int
+    stdout: str
+    stderr: str
 
 
 def slotnb(*args, cwd, limit=None, **env):
@@ -20,110 +21,166 @@ def slotnb(*args, cwd, limit=None, **env):
     if not limit and not env:
         out, err = io.StringIO(), io.StringIO()
         with contextlib.chdir(cwd), contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-            try: code = main([str(a) for a in args])
-            except SystemExit as e: code = e.code
+            try:
+                code = main([str(a) for a in args])
+            except SystemExit as e:
+                code = e.code
         return Result(code, out.getvalue(), err.getvalue())
+
     def full_disk():
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    command = [str(Path(sys.executable).parent/'slotnb'), *map(str, args)]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=os.environ | env, preexec_fn=full_disk if limit else None)
+
+    command = [str(Path(sys.executable).parent / 'slotnb'), *map(str, args)]
+    done = subprocess.run(
+        command, capture_output=True, text=True, cwd=cwd, env=os.environ | env, preexec_fn=full_disk if limit else None
+    )
     return Result(done.returncode, done.stdout, done.stderr)
 
 
 def refused(result, *words):
     said = [l for l in result.stderr.splitlines() if l.startswith('slotnb: ')]
-    assert result.returncode==2 and len(said)==1 and 'Traceback' not in result.stderr, result.stdout + result.stderr
-    for w in words: assert str(w) in said[0], said[0]
+    assert result.returncode == 2 and len(said) == 1 and 'Traceback' not in result.stderr, result.stdout + result.stderr
+    for w in words:
+        assert str(w) in said[0], said[0]
 
 
 def train(data, tmp_path, *args, **kw):
-    return slotnb('train', '--data_dir', data, '--save_dir', tmp_path/'run', '--num_epochs', 1, *args, cwd=tmp_path, **kw)
+    return slotnb(
+        'train', '--data_dir', data, '--save_dir', tmp_path / 'run', '--num_epochs', 1, *args, cwd=tmp_path, **kw
+    )
 
 
 def test_truncated_png(few_scenes, tmp_path):
-    png = few_scenes/'train/scene_0003/rgba_00000.png'
+    png = few_scenes / 'train/scene_0003/rgba_00000.png'
     png.write_bytes(png.read_bytes()[:5000])
     refused(train(few_scenes, tmp_path), 'scene_0003', 'rgba_00000.png')
-    assert not (tmp_path/'run').exists()
+    assert not (tmp_path / 'run').exists()
 
 
 def test_scene_without_metadata(few_scenes, tmp_path):
-    (few_scenes/'test/scene_0001/metadata.json').unlink()
+    (few_scenes / 'test/scene_0001/metadata.json').unlink()
     refused(train(few_scenes, tmp_path), 'scene_0001', 'metadata.json', 'missing')
-    assert not (tmp_path/'run').exists()
+    assert not (tmp_path / 'run').exists()
 
 
-@pytest.mark.parametrize('args, words', [
-    (('--backbone', 'dinov2_vitz14'), ("backbone 'dinov2_vitz14'", 'dinov2_vits14')),
-    (('--lr', '-0.1'), ('lr -0.1', 'above 0')),
-    (('--batch_size', '64'), ('batch_size 64', 'larger than the data')),
-    (('--normalizer', 'batch'), ('normalizer', 'instance')),
-    (('--resolution', '225'), ('resolution 225', 'patch size 14')),
-    (('--device', 'cuda:7'), ('device',)),
-    (('--weights', 'nowhere.pth'), ('nowhere.pth',)),
-])
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (('--backbone', 'dinov2_vitz14'), ("backbone 'dinov2_vitz14'", 'dinov2_vits14')),
+        (('--lr', '-0.1'), ('lr -0.1', 'above 0')),
+        (('--batch_size', '64'), ('batch_size 64', 'larger than the data')),
+        (('--normalizer', 'batch'), ('normalizer', 'instance')),
+        (('--resolution', '225'), ('resolution 225', 'patch size 14')),
+        (('--device', 'cuda:7'), ('device',)),
+        (('--weights', 'nowhere.pth'), ('nowhere.pth',)),
+    ],
+)
 def test_wrong_setting(args, words, tmp_path):
     refused(train(DATA, tmp_path, *args), *words)
-    assert not (tmp_path/'run').exists()
+    assert not (tmp_path / 'run').exists()
 
 
-def test_missing_data_dir(tmp_path): refused(train('nowhere', tmp_path), "'nowhere'")
+def test_missing_data_dir(tmp_path):
+    refused(train('nowhere', tmp_path), "'nowhere'")
 
 
 def test_no_weights(tmp_path):
     "Offline and without a file: at once, naming all that was tried and what to do."
-    result = train(DATA, tmp_path, '--backbone', 'clip_vitb16', HF_HUB_OFFLINE='1', HF_HUB_CACHE=str(tmp_path), SLOTNB_CACHE=str(tmp_path/'cache'))
-    refused(result, "backbone 'clip_vitb16'", 'file:', 'cache:', 'hub:', 'wheel:', 'Download', 'weights/clip_vitb16.safetensors')
+    result = train(
+        DATA,
+        tmp_path,
+        '--backbone',
+        'clip_vitb16',
+        HF_HUB_OFFLINE='1',
+        HF_HUB_CACHE=str(tmp_path),
+        SLOTNB_CACHE=str(tmp_path / 'cache'),
+    )
+    refused(
+        result,
+        "backbone 'clip_vitb16'",
+        'file:',
+        'cache:',
+        'hub:',
+        'wheel:',
+        'Download',
+        'weights/clip_vitb16.safetensors',
+    )
 
 
 def test_weights_that_do_not_fit(tmp_path):
     import torch
-    torch.save({'blocks.0.norm1.weight': torch.zeros(384)}, tmp_path/'half.pth')
-    refused(train(DATA, tmp_path, '--weights', tmp_path/'half.pth'), 'half.pth', 'do not fit', 'nothing was loaded')
+
+    torch.save({'blocks.0.norm1.weight': torch.zeros(384)}, tmp_path / 'half.pth')
+    refused(train(DATA, tmp_path, '--weights', tmp_path / 'half.pth'), 'half.pth', 'do not fit', 'nothing was loaded')
 
 
 def test_pickled_weights_are_refused(tmp_path):
     import pickle
+
     class Evil:
-        def __reduce__(self): return os.mkdir, (str(tmp_path/'evil'),)
-    (tmp_path/'evil.pth').write_bytes(pickle.dumps(Evil()))
-    refused(train(DATA, tmp_path, '--weights', tmp_path/'evil.pth'), 'evil.pth')
-    assert not (tmp_path/'evil').exists()
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / 'evil'),)
+
+    (tmp_path / 'evil.pth').write_bytes(pickle.dumps(Evil()))
+    refused(train(DATA, tmp_path, '--weights', tmp_path / 'evil.pth'), 'evil.pth')
+    assert not (tmp_path / 'evil').exists()
 
 
 def test_no_disk_space_for_the_cache(few_scenes, tmp_path):
-    cache = tmp_path/'cache'
-    refused(train(few_scenes, tmp_path, limit=100_000, SLOTNB_CACHE=str(cache)), str(cache), 'cannot write', 'free some space')
-    assert not list(cache.rglob('*.safetensors')) and not list(cache.rglob('.*')) and not (tmp_path/'run').exists()
+    cache = tmp_path / 'cache'
+    refused(
+        train(few_scenes, tmp_path, limit=100_000, SLOTNB_CACHE=str(cache)),
+        str(cache),
+        'cannot write',
+        'free some space',
+    )
+    assert not list(cache.rglob('*.safetensors')) and not list(cache.rglob('.*')) and not (tmp_path / 'run').exists()
 
 
 def test_checkpoint_of_another_shape(few_scenes, tmp_path):
-    assert train(few_scenes, tmp_path).returncode==0
-    config = next((tmp_path/'run').rglob('config.json'))
+    assert train(few_scenes, tmp_path).returncode == 0
+    config = next((tmp_path / 'run').rglob('config.json'))
     config.write_text(config.read_text().replace('"slot_dim": 128', '"slot_dim": 64'))
-    refused(train(few_scenes, tmp_path, '--slot_dim', '64'), 'last_state.safetensors', 'of another model', 'model.project')
+    refused(
+        train(few_scenes, tmp_path, '--slot_dim', '64'), 'last_state.safetensors', 'of another model', 'model.project'
+    )
 
 
 def test_run_folder_of_other_settings(few_scenes, tmp_path):
-    assert train(few_scenes, tmp_path).returncode==0
-    cache = tmp_path/'empty'
+    assert train(few_scenes, tmp_path).returncode == 0
+    cache = tmp_path / 'empty'
     refused(train(few_scenes, tmp_path, '--lr', '0.01', SLOTNB_CACHE=str(cache)), 'lr', '0.0004', '0.01')
-    assert not list(cache.rglob('*.safetensors')) # before features are computed for it
+    assert not list(cache.rglob('*.safetensors'))  # before features are computed for it
 
 
 def test_sweep_parameter_that_does_not_exist(tmp_path):
-    refused(slotnb('sweep', '--out_dir', tmp_path/'runs', '--set', 'learning_rate=0.1', cwd=ROOT), "'learning_rate'", 'backbone_run.ipynb')
-    assert not (tmp_path/'runs').exists()
+    refused(
+        slotnb('sweep', '--out_dir', tmp_path / 'runs', '--set', 'learning_rate=0.1', cwd=ROOT),
+        "'learning_rate'",
+        'backbone_run.ipynb',
+    )
+    assert not (tmp_path / 'runs').exists()
 
 
-def test_report_without_runs(tmp_path): refused(slotnb('report', '--runs_dir', 'nowhere', cwd=tmp_path), "'nowhere'", 'slotnb sweep')
+def test_report_without_runs(tmp_path):
+    refused(slotnb('report', '--runs_dir', 'nowhere', cwd=tmp_path), "'nowhere'", 'slotnb sweep')
 
 
 def test_help_is_worth_reading(tmp_path):
     top = slotnb('--help', cwd=tmp_path)
-    assert top.returncode==0 and all(c in top.stdout for c in ('train', 'features', 'render', 'sweep', 'report'))
+    assert top.returncode == 0 and all(c in top.stdout for c in ('train', 'features', 'render', 'sweep', 'report'))
     page = slotnb('train', '--help', cwd=tmp_path).stdout
-    for flag in ('backbone', 'data_dir', 'num_epochs', 'max_frames', 'mask_temperature', 'batch_size', 'lr', 'diversity_weight', 'save_dir'):
+    for flag in (
+        'backbone',
+        'data_dir',
+        'num_epochs',
+        'max_frames',
+        'mask_temperature',
+        'batch_size',
+        'lr',
+        'diversity_weight',
+        'save_dir',
+    ):
         assert f'--{flag}' in page
     assert 'peak learning rate' in page and '0.0004' in page

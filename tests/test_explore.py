@@ -1,4 +1,5 @@
 "The explorer without a browser: what it computes and says, and what a run keeps for its replay."
+
 import json, math, shutil, sys
 from dataclasses import replace
 from urllib.parse import parse_qsl
@@ -13,7 +14,21 @@ from slotnb.metrics import evaluate_scene, hard_masks
 from slotnb.plots import colorize
 from slotnb.train import TrainConfig, evaluate, fit, is_kept, load_history, load_run
 from slotnb.vectorize import fit_many
-from slotnb.views import NUMBERS, Replay, State, Viewer, find_runs, numbers, query, runs_page, same_place, scene_page, segment_colors, training_page, words
+from slotnb.views import (
+    NUMBERS,
+    Replay,
+    State,
+    Viewer,
+    find_runs,
+    numbers,
+    query,
+    runs_page,
+    same_place,
+    scene_page,
+    segment_colors,
+    training_page,
+    words,
+)
 
 FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu')
 
@@ -22,186 +37,298 @@ FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot
 def runs(tmp_path_factory):
     "Three of different kinds: one is evaluated."
     folder = tmp_path_factory.mktemp('runs')
-    plan = [TrainConfig(**FEW | kw, save_dir=str(folder/name)) for name, kw in dict(plain={}, mlp=dict(decoder='mlp', normalizer='dataset', num_slots=5), learned=dict(slot_init='learned', num_slots=6)).items()]
-    assert fit_many(plan, False)=={}
+    plan = [
+        TrainConfig(**FEW | kw, save_dir=str(folder / name))
+        for name, kw in dict(
+            plain={},
+            mlp=dict(decoder='mlp', normalizer='dataset', num_slots=5),
+            learned=dict(slot_init='learned', num_slots=6),
+        ).items()
+    ]
+    assert fit_many(plan, False) == {}
     evaluate(plan[0].run_dir, False)
     return {c.run_dir.parent.name: c.run_dir for c in plan}
 
 
 @pytest.fixture(scope='module')
-def viewer(runs): return Viewer(runs['plain'], show_progress=False)
+def viewer(runs):
+    return Viewer(runs['plain'], show_progress=False)
 
 
 @pytest.mark.parametrize('source', State.sources)
 def test_numbers_are_those_of_evaluate(runs, viewer, source):
     "In the run's own state, scene by scene, and FVU and slot statistics on average."
-    table, result = pd.read_csv(runs['plain']/'test_scenes.csv'), json.loads((runs['plain']/'result.json').read_text())
+    table, result = (
+        pd.read_csv(runs['plain'] / 'test_scenes.csv'),
+        json.loads((runs['plain'] / 'result.json').read_text()),
+    )
     counted = pd.DataFrame([numbers(viewer.look(State(scene=i, source=source))) for i in range(len(table))])
-    for k in ('ari', 'fg_ari', 'mbo', 'miou', 'best_overlap_metal', 'best_overlap_rubber'): np.testing.assert_allclose(counted[k], table[f'{k}_{source}'], atol=2e-3)
-    for k in ('slot_cosine', 'mask_entropy', 'active_slots', 'effective_slots', 'mask_max'): assert counted[k].mean()==pytest.approx(result[k], abs=1e-3)
+    for k in ('ari', 'fg_ari', 'mbo', 'miou', 'best_overlap_metal', 'best_overlap_rubber'):
+        np.testing.assert_allclose(counted[k], table[f'{k}_{source}'], atol=2e-3)
+    for k in ('slot_cosine', 'mask_entropy', 'active_slots', 'effective_slots', 'mask_max'):
+        assert counted[k].mean() == pytest.approx(result[k], abs=1e-3)
 
 
 def test_slots_have_no_order(viewer):
-    look = viewer.look(State(scene=4)); order = torch.randperm(11)
-    turned = look._replace(soft=look.soft[order], labels=np.argsort(order.numpy())[look.labels], out=look.out._replace(slots=look.out.slots[:, order], masks=look.out.masks[:, order]))
-    assert numbers(turned)==pytest.approx(numbers(look), abs=1e-5, nan_ok=True)
+    look = viewer.look(State(scene=4))
+    order = torch.randperm(11)
+    turned = look._replace(
+        soft=look.soft[order],
+        labels=np.argsort(order.numpy())[look.labels],
+        out=look.out._replace(slots=look.out.slots[:, order], masks=look.out.masks[:, order]),
+    )
+    assert numbers(turned) == pytest.approx(numbers(look), abs=1e-5, nan_ok=True)
     colors = segment_colors(look)[0]
-    assert (colorize(segment_colors(turned, colors, look.labels)[0][turned.labels])==colorize(colors[look.labels])).all()
+    assert (
+        colorize(segment_colors(turned, colors, look.labels)[0][turned.labels]) == colorize(colors[look.labels])
+    ).all()
 
 
 def test_a_run_beside_itself_agrees(viewer):
     "A slot that wins no pixel has no segment to be matched by; all others have one colour and one column."
-    page, won = runs_page((viewer, viewer), State(view='runs', scene=3, patch=40)), np.unique(viewer.look(State(scene=3)).labels)
+    page, won = (
+        runs_page((viewer, viewer), State(view='runs', scene=3, patch=40)),
+        np.unique(viewer.look(State(scene=3)).labels),
+    )
     by_key = {p.key: p for p in page.pictures}
-    assert (by_key['Asegments'].image==by_key['Bsegments'].image).all() and len(won) > 2
-    for i in won: assert by_key[f'Aslot-{i}'].color==by_key[f'Bslot-{i}'].color
+    assert (by_key['Asegments'].image == by_key['Bsegments'].image).all() and len(won) > 2
+    for i in won:
+        assert by_key[f'Aslot-{i}'].color == by_key[f'Bslot-{i}'].color
     columns = [[p.key[1:] for p in page.pictures if p.key.startswith(f'{n}slot')] for n in 'AB']
-    assert columns[0][:len(won)]==columns[1][:len(won)]
-    for a, b in page.numbers.values(): assert a==b or math.isnan(a)
+    assert columns[0][: len(won)] == columns[1][: len(won)]
+    for a, b in page.numbers.values():
+        assert a == b or math.isnan(a)
 
 
 def test_what_a_state_changes(viewer):
     "Each control has its effect."
     look, base = lambda **kw: viewer.look(State(scene=2, **kw)), viewer.look(State(scene=2))
-    assert look(temperature=.1).soft.max(0).values.mean() > base.soft.max(0).values.mean()
-    assert look(temperature=.5).soft.allclose(base.soft) # its own
-    assert look(num_slots=4).soft.shape==(4, 256) and len(look(num_iters=5).iterations)==5
+    assert look(temperature=0.1).soft.max(0).values.mean() > base.soft.max(0).values.mean()
+    assert look(temperature=0.5).soft.allclose(base.soft)  # its own
+    assert look(num_slots=4).soft.shape == (4, 256) and len(look(num_iters=5).iterations) == 5
     assert look(num_iters=5).iterations[2].allclose(base.iterations[2]) and not look(seed=7).soft.allclose(base.soft)
     assert look(normalizer='none').x.equal(base.raw) and look(source='attn').soft.allclose(base.out.attn[0])
-    fitted = viewer.normalizer('dataset'); assert fitted.fitted and fitted.std.min() > 0 and not fitted.std.allclose(torch.ones(384))
+    fitted = viewer.normalizer('dataset')
+    assert fitted.fitted and fitted.std.min() > 0 and not fitted.std.allclose(torch.ones(384))
 
 
 def test_query_and_cosine(viewer):
     page = {p.key: p for p in scene_page(viewer, State(scene=2, patch=37)).pictures}
     soft = viewer.look(State(scene=2)).soft[:, 37]
-    assert query(viewer, State(scene=2, patch=37)).startswith(f'patch in row 2, column 5: slot {soft.argmax()} holds {100*soft.max():.0f} % of it')
-    assert (page['cosine-0'].image[2, 5]==page['cosine-1'].image[2, 5]).all() and page['cosine-0'].image[2, 5].tolist()[:2] > [250, 230] # cosine 1, the yellow end
-    assert same_place(255, (16, 16), (32, 32))==30*32 + 30
-    with pytest.raises(SlotnbError, match='patch 256 is not there; the grid has 256'): scene_page(viewer, State(patch=256))
+    assert query(viewer, State(scene=2, patch=37)).startswith(
+        f'patch in row 2, column 5: slot {soft.argmax()} holds {100 * soft.max():.0f} % of it'
+    )
+    assert (page['cosine-0'].image[2, 5] == page['cosine-1'].image[2, 5]).all() and page['cosine-0'].image[
+        2, 5
+    ].tolist()[:2] > [250, 230]  # cosine 1, the yellow end
+    assert same_place(255, (16, 16), (32, 32)) == 30 * 32 + 30
+    with pytest.raises(SlotnbError, match='patch 256 is not there; the grid has 256'):
+        scene_page(viewer, State(patch=256))
 
 
 def test_said_when_not_as_trained(runs, viewer):
     said = lambda v, **kw: words(v, State(**kw), dict(mask_entropy=0, largest_share=0, slot_cosine=0))
-    assert said(viewer)==[] and said(viewer, normalizer='token')==['dinov2_vits14 was not trained so: normalizer token instead of instance']
+    assert said(viewer) == [] and said(viewer, normalizer='token') == [
+        'dinov2_vits14 was not trained so: normalizer token instead of instance'
+    ]
     learned = Viewer(runs['learned'], viewer.scenes, show_progress=False)
-    assert 'learned slots: 6 of them, and no other number' in said(learned, num_slots=9)[0] and len(learned.look(State(num_slots=9)).soft)==6
+    assert (
+        'learned slots: 6 of them, and no other number' in said(learned, num_slots=9)[0]
+        and len(learned.look(State(num_slots=9)).soft) == 6
+    )
     assert 'no seed changes them' in said(learned, seed=9)[0]
-    assert Viewer(runs['mlp'], viewer.scenes, show_progress=False).look(State(num_slots=8)).out.masks.shape==(1, 8, 256) # the MLP decoder takes any number
+    assert Viewer(runs['mlp'], viewer.scenes, show_progress=False).look(State(num_slots=8)).out.masks.shape == (
+        1,
+        8,
+        256,
+    )  # the MLP decoder takes any number
 
 
 def test_without_truth(runs, tmp_path):
     "Photographs: nothing is shown that needs truth."
-    for i in range(2): Image.fromarray(KubricFolders(DATA, 'test')[i].image[:, :200]).save(tmp_path/f'{i}.png')
+    for i in range(2):
+        Image.fromarray(KubricFolders(DATA, 'test')[i].image[:, :200]).save(tmp_path / f'{i}.png')
     e = SlotExplorer(runs['plain'], tmp_path)
-    assert e.error=='' and 'truth' not in e.pictures and e.pictures['segments'].image.shape==(256, 200, 3)
-    assert list(e.page.numbers)==[k for k in NUMBERS if k in ('fvu', 'slot_cosine', 'effective_slots', 'active_slots', 'mask_entropy', 'mask_max')]
+    assert e.error == '' and 'truth' not in e.pictures and e.pictures['segments'].image.shape == (256, 200, 3)
+    assert list(e.page.numbers) == [
+        k for k in NUMBERS if k in ('fvu', 'slot_cosine', 'effective_slots', 'active_slots', 'mask_entropy', 'mask_max')
+    ]
     assert 'FG-ARI' not in e.numbers.value
 
 
 def test_frames(runs, few_scenes):
     "Two frames of a scene: a slider that is there only when there is more than one."
-    first = sorted((few_scenes/'test').iterdir())
+    first = sorted((few_scenes / 'test').iterdir())
     for name in ('rgba', 'segmentation'):
-        shutil.copy(first[1]/f'{name}_00000.png', first[0]/f'{name}_00001.png')
-    meta = [json.loads((p/'metadata.json').read_text()) for p in first]
-    if len(meta[1]['instances']) > len(meta[0]['instances']): shutil.copy(first[1]/'metadata.json', first[0]/'metadata.json')
-    e = SlotExplorer(runs['plain'], open_dataset(few_scenes, 'test', 0)); still = SlotExplorer(runs['plain'])
-    assert e.error=='' and e.controls['frame'].max==1 and e.controls['frame'].layout.display=='' and still.controls['frame'].layout.display=='none'
-    before = e.pictures['image'].image; e.controls['frame'].value = 1
-    assert e.error=='' and e.state['frame']==1 and (before!=e.pictures['image'].image).any()
-    e.controls['scene'].value = 1; assert 'frame' not in e.state and e.controls['frame'].layout.display=='none'
+        shutil.copy(first[1] / f'{name}_00000.png', first[0] / f'{name}_00001.png')
+    meta = [json.loads((p / 'metadata.json').read_text()) for p in first]
+    if len(meta[1]['instances']) > len(meta[0]['instances']):
+        shutil.copy(first[1] / 'metadata.json', first[0] / 'metadata.json')
+    e = SlotExplorer(runs['plain'], open_dataset(few_scenes, 'test', 0))
+    still = SlotExplorer(runs['plain'])
+    assert (
+        e.error == ''
+        and e.controls['frame'].max == 1
+        and e.controls['frame'].layout.display == ''
+        and still.controls['frame'].layout.display == 'none'
+    )
+    before = e.pictures['image'].image
+    e.controls['frame'].value = 1
+    assert e.error == '' and e.state['frame'] == 1 and (before != e.pictures['image'].image).any()
+    e.controls['scene'].value = 1
+    assert 'frame' not in e.state and e.controls['frame'].layout.display == 'none'
 
 
 def test_large_photographs_are_drawn_small(runs, tmp_path):
-    Image.fromarray(KubricFolders(DATA, 'test')[0].image).resize((1600, 1200)).save(tmp_path/'a.jpg')
+    Image.fromarray(KubricFolders(DATA, 'test')[0].image).resize((1600, 1200)).save(tmp_path / 'a.jpg')
     e = SlotExplorer(runs['plain'], tmp_path)
-    assert e.error=='' and e.pictures['image'].image.shape==e.pictures['segments'].image.shape==(384, 512, 3)
+    assert e.error == '' and e.pictures['image'].image.shape == e.pictures['segments'].image.shape == (384, 512, 3)
 
 
 def test_missing_library_is_named(runs, monkeypatch):
     monkeypatch.setitem(sys.modules, 'voila', None)
-    with pytest.raises(SlotnbError, match=r'voila, which is not installed; pip install slotnb\[explore\]'): serve([str(runs['plain'])])
+    with pytest.raises(SlotnbError, match=r'voila, which is not installed; pip install slotnb\[explore\]'):
+        serve([str(runs['plain'])])
 
 
 def test_random_weights_are_stamped(tmp_path):
     run = fit(TrainConfig(**FEW | dict(num_epochs=1, weights='random', save_dir=str(tmp_path))), False)
     e = SlotExplorer(run)
-    assert 'RANDOM WEIGHTS' in e.page.words[0] and 'RANDOM WEIGHTS' in e.pictures['pca-0'].title and e.pictures['pca-0'].image.shape==(256, 256, 3)
+    assert (
+        'RANDOM WEIGHTS' in e.page.words[0]
+        and 'RANDOM WEIGHTS' in e.pictures['pca-0'].title
+        and e.pictures['pca-0'].image.shape == (256, 256, 3)
+    )
 
 
 def test_state_comes_back(runs):
-    state = State(view='runs', scene=3, source='attn', temperature=.25, num_slots=5, seed=9, patch=17)
-    assert State.read(state.changed())==state==State.read(dict(parse_qsl(state.link)))
+    state = State(view='runs', scene=3, source='attn', temperature=0.25, num_slots=5, seed=9, patch=17)
+    assert State.read(state.changed()) == state == State.read(dict(parse_qsl(state.link)))
     a, b = (SlotExplorer(list(runs.values())[:2], state=s) for s in (state.changed(), None))
     b.state = a.state
-    assert a.error==b.error=='' and a.state==b.state and a.page.numbers==b.page.numbers and a.controls['seed'].value==9 and a.controls['view'].value=='runs'
-    assert all((a.pictures[k].image==b.pictures[k].image).all() for k in a.pictures)
+    assert (
+        a.error == b.error == ''
+        and a.state == b.state
+        and a.page.numbers == b.page.numbers
+        and a.controls['seed'].value == 9
+        and a.controls['view'].value == 'runs'
+    )
+    assert all((a.pictures[k].image == b.pictures[k].image).all() for k in a.pictures)
 
 
 def test_saved_pictures(runs, tmp_path):
     e = SlotExplorer(runs['plain'], state=dict(scene=1))
-    for path in e.save(tmp_path/'out'): assert (np.asarray(Image.open(path))==e.pictures[path.stem].image).all()
-    assert json.loads((tmp_path/'out/state.json').read_text())==dict(view='scene', scene=1)
+    for path in e.save(tmp_path / 'out'):
+        assert (np.asarray(Image.open(path)) == e.pictures[path.stem].image).all()
+    assert json.loads((tmp_path / 'out/state.json').read_text()) == dict(view='scene', scene=1)
 
 
 def test_errors_in_words(runs, tmp_path, capfd):
     e = SlotExplorer(runs['plain'])
-    for what, why in (('nowhere', "run 'nowhere' does not exist"), (tmp_path, 'holds no run'), (DATA/'train', 'holds no run')):
-        wrong = SlotExplorer(what); assert why in wrong.error and 'slotnb-error' in wrong.said.value
-    for state, why in ((dict(scene=99), 'the scenes go from 0 to 23'), (dict(frame=1), 'scene 0 has 1'), (dict(colour=1), "'colour' is unknown"), (dict(view='runs'), 'two runs are needed'), (dict(run='other'), 'not among those')):
-        e.state = state; assert why in e.error and 'slotnb-error' in e.said.value, e.error
-    e.state = dict(scene=1); assert e.error=='' and 'slotnb-error' not in e.said.value
-    (tmp_path/'config.json').write_text((runs['plain']/'config.json').read_text())
-    begun = SlotExplorer(tmp_path); assert 'best_model.safetensors is missing' in begun.error
-    begun.state = dict(view='training'); assert 'no epoch has ended yet' in begun.error
-    with pytest.raises(SlotnbError, match='does not exist'): serve(['nowhere'])
+    for what, why in (
+        ('nowhere', "run 'nowhere' does not exist"),
+        (tmp_path, 'holds no run'),
+        (DATA / 'train', 'holds no run'),
+    ):
+        wrong = SlotExplorer(what)
+        assert why in wrong.error and 'slotnb-error' in wrong.said.value
+    for state, why in (
+        (dict(scene=99), 'the scenes go from 0 to 23'),
+        (dict(frame=1), 'scene 0 has 1'),
+        (dict(colour=1), "'colour' is unknown"),
+        (dict(view='runs'), 'two runs are needed'),
+        (dict(run='other'), 'not among those'),
+    ):
+        e.state = state
+        assert why in e.error and 'slotnb-error' in e.said.value, e.error
+    e.state = dict(scene=1)
+    assert e.error == '' and 'slotnb-error' not in e.said.value
+    (tmp_path / 'config.json').write_text((runs['plain'] / 'config.json').read_text())
+    begun = SlotExplorer(tmp_path)
+    assert 'best_model.safetensors is missing' in begun.error
+    begun.state = dict(view='training')
+    assert 'no epoch has ended yet' in begun.error
+    with pytest.raises(SlotnbError, match='does not exist'):
+        serve(['nowhere'])
 
 
 def test_history_of_all_trainers_is_one(runs, tmp_path):
     "Kept by a stack, by a run alone and by one that was interrupted: the same images, epochs and, to half precision, masks."
-    alone = fit(TrainConfig(**FEW, save_dir=str(tmp_path/'alone')), False)
+    alone = fit(TrainConfig(**FEW, save_dir=str(tmp_path / 'alone')), False)
     a, b = load_history(alone), load_history(runs['plain'])
-    assert a.epochs.tolist()==b.epochs.tolist()==[0, 1, 2] and a.index.equal(b.index) and a.attn.shape==(3, 2, 11, 256)
-    for x, y in ((a.attn, b.attn), (a.masks, b.masks)): assert (x.float() - y.float()).abs().mean() < 1e-3
+    assert (
+        a.epochs.tolist() == b.epochs.tolist() == [0, 1, 2]
+        and a.index.equal(b.index)
+        and a.attn.shape == (3, 2, 11, 256)
+    )
+    for x, y in ((a.attn, b.attn), (a.masks, b.masks)):
+        assert (x.float() - y.float()).abs().mean() < 1e-3
     assert not a.attn[0].equal(a.attn[2])
 
 
 def test_interrupted_run_leaves_the_same_file(tmp_path, monkeypatch):
     from slotnb.train import RunState
-    whole = fit(TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path/'whole')), False)
-    config, end = TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path/'killed')), RunState.end_epoch
+
+    whole = fit(TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path / 'whole')), False)
+    config, end = TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path / 'killed')), RunState.end_epoch
+
     def stop(self, *found):
-        if self.epoch==3: self.save_every = math.inf # from here on nothing is saved, and what is kept is ahead of the state
+        if self.epoch == 3:
+            self.save_every = math.inf  # from here on nothing is saved, and what is kept is ahead of the state
         said = end(self, *found)
-        if self.epoch==5: raise KeyboardInterrupt
+        if self.epoch == 5:
+            raise KeyboardInterrupt
         return said
-    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt): m.setattr(RunState, 'end_epoch', stop); fit(config, False, 0.)
-    assert load_history(config.run_dir).epochs.tolist()==[0, 1, 2, 3, 4]
+
+    with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
+        m.setattr(RunState, 'end_epoch', stop)
+        fit(config, False, 0.0)
+    assert load_history(config.run_dir).epochs.tolist() == [0, 1, 2, 3, 4]
     fit(config, False)
-    assert (config.run_dir/'epochs.safetensors').read_bytes()==(whole/'epochs.safetensors').read_bytes()
+    assert (config.run_dir / 'epochs.safetensors').read_bytes() == (whole / 'epochs.safetensors').read_bytes()
 
 
 def test_what_is_kept_is_little():
     for n in (1, 20, 60, 200, 1000):
         kept = [e for e in range(n) if is_kept(e, n)]
-        assert kept[-1]==n - 1 and len(kept) <= 45 and kept[:10]==list(range(min(n, 10)))
+        assert kept[-1] == n - 1 and len(kept) <= 45 and kept[:10] == list(range(min(n, 10)))
 
 
 def test_replay_follows_a_run_that_goes_on(tmp_path, monkeypatch):
     from slotnb.train import RunState
+
     config, end = TrainConfig(**FEW, save_dir=str(tmp_path)), RunState.end_epoch
     seen = []
+
     def look(self, *found):
         said = end(self, *found)
-        if self.epoch==1: seen.append(SlotExplorer(config.run_dir, state=dict(view='training')))
-        e = seen[0]; e._heard(e.gallery, dict(kind='tick'), []) # what the page's clock sends
-        assert e.error=='' and e.controls['epoch'].value==self.epoch - 1 and e.pictures['soft-0'].title.endswith(f'epoch {self.epoch - 1}')
-        assert (e.gallery.clock > 0)==(self.epoch < 3) and any('not finished' in w for w in e.page.words)==(self.epoch < 3)
+        if self.epoch == 1:
+            seen.append(SlotExplorer(config.run_dir, state=dict(view='training')))
+        e = seen[0]
+        e._heard(e.gallery, dict(kind='tick'), [])  # what the page's clock sends
+        assert (
+            e.error == ''
+            and e.controls['epoch'].value == self.epoch - 1
+            and e.pictures['soft-0'].title.endswith(f'epoch {self.epoch - 1}')
+        )
+        assert (e.gallery.clock > 0) == (self.epoch < 3) and any('not finished' in w for w in e.page.words) == (
+            self.epoch < 3
+        )
         return said
-    with monkeypatch.context() as m: m.setattr(RunState, 'end_epoch', look); fit(config, False)
-    e = seen[0]; e.play.value = True; assert e.controls['epoch'].value==0
-    for _ in range(3): e._heard(e.gallery, dict(kind='tick'), [])
-    assert e.controls['epoch'].value==2 and not e.play.value and e.gallery.clock==0
-    history = load_history(config.run_dir); sample = open_dataset(DATA, 'train')[int(history.index[0])]
+
+    with monkeypatch.context() as m:
+        m.setattr(RunState, 'end_epoch', look)
+        fit(config, False)
+    e = seen[0]
+    e.play.value = True
+    assert e.controls['epoch'].value == 0
+    for _ in range(3):
+        e._heard(e.gallery, dict(kind='tick'), [])
+    assert e.controls['epoch'].value == 2 and not e.play.value and e.gallery.clock == 0
+    history = load_history(config.run_dir)
+    sample = open_dataset(DATA, 'train')[int(history.index[0])]
     hard = hard_masks(history.masks[2, 0], sample.image.shape[:2])
-    assert e.pictures['image-0'].image.shape==sample.image.shape and evaluate_scene(sample.segmentation, hard)['ari'] <= 1
+    assert (
+        e.pictures['image-0'].image.shape == sample.image.shape
+        and evaluate_scene(sample.segmentation, hard)['ari'] <= 1
+    )

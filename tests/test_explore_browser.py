@@ -1,4 +1,5 @@
 "The explorer in a real browser: JupyterLab with its notebook, and the page that `slotnb explore` serves. What is drawn is compared with what the library computes."
+
 import base64, io, json, os, re, secrets, shutil, signal, subprocess, sys, time, urllib.request
 import numpy as np, pytest
 from PIL import Image
@@ -7,32 +8,43 @@ from slotnb.explore import _free_port, _listens
 from slotnb.train import TrainConfig, fit
 from slotnb.views import NUMBERS, Picture, State, Viewer, one_thread, runs_page, scene_page, small
 
-LONG = 240_000 # milliseconds; the machine may be slow and busy
-SHOTS = ROOT/'tests/_artifacts'
+LONG = 240_000  # milliseconds; the machine may be slow and busy
+SHOTS = ROOT / 'tests/_artifacts'
 
 
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
     "Two short runs, in a folder as a sweep leaves it."
-    folder = tmp_path_factory.mktemp('explore')/'runs'
-    few = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=64, hidden_dim=64, device='cpu')
+    folder = tmp_path_factory.mktemp('explore') / 'runs'
+    few = dict(
+        data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=64, hidden_dim=64, device='cpu'
+    )
     with one_thread():
-        fit(TrainConfig(**few, save_dir=str(folder/'instance-seed0')), False)
-        fit(TrainConfig(**few, save_dir=str(folder/'none-seed1'), normalizer='none', seed=1, num_slots=7), False)
+        fit(TrainConfig(**few, save_dir=str(folder / 'instance-seed0')), False)
+        fit(TrainConfig(**few, save_dir=str(folder / 'none-seed1'), normalizer='none', seed=1, num_slots=7), False)
     return folder
 
 
 @pytest.fixture(scope='session')
-def viewers(runs): return [Viewer(runs/name/'dinov2_vits14', name=f'{name}/dinov2_vits14', show_progress=False) for name in ('instance-seed0', 'none-seed1')]
+def viewers(runs):
+    return [
+        Viewer(runs / name / 'dinov2_vits14', name=f'{name}/dinov2_vits14', show_progress=False)
+        for name in ('instance-seed0', 'none-seed1')
+    ]
 
 
 def end(process):
     "End a process and all that it started, and nothing else."
-    try: os.killpg(process.pid, signal.SIGTERM); process.wait(30)
-    except (ProcessLookupError, subprocess.TimeoutExpired): pass
+    try:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(30)
+    except (ProcessLookupError, subprocess.TimeoutExpired):
+        pass
     finally:
-        try: os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError: pass
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass
         process.wait()
 
 
@@ -40,28 +52,61 @@ def wait_for(ready, process, log, seconds=240):
     stop = time.monotonic() + seconds
     while not ready():
         assert process.poll() is None and time.monotonic() < stop, log.read_text()
-        time.sleep(.2)
+        time.sleep(0.2)
 
 
 @pytest.fixture(scope='module')
 def lab(runs):
     "JupyterLab on loopback with a token, in a copy of the notebook's folder; gives the notebook's address."
-    root = runs.parent; port, token, log = _free_port(), secrets.token_hex(16), root/'lab.log'
-    (root/'nbs').mkdir(); shutil.copy(ROOT/'nbs/explore.ipynb', root/'nbs'); (root/'data').symlink_to(ROOT/'data')
-    env = os.environ | dict(JUPYTER_TOKEN=token, JUPYTER_CONFIG_DIR=str(root/'config'), JUPYTER_DATA_DIR=str(root/'share'), JUPYTERLAB_SETTINGS_DIR=str(root/'settings'), JUPYTERLAB_WORKSPACES_DIR=str(root/'workspaces'))
-    notification = root/'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
-    notification.parent.mkdir(parents=True); notification.write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))
-    process = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ServerApp.ip=127.0.0.1', f'--ServerApp.port={port}', '--ServerApp.port_retries=0', f'--ServerApp.root_dir={root}'],
-                               env=env, cwd=root, stdout=log.open('w'), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    root = runs.parent
+    port, token, log = _free_port(), secrets.token_hex(16), root / 'lab.log'
+    (root / 'nbs').mkdir()
+    shutil.copy(ROOT / 'nbs/explore.ipynb', root / 'nbs')
+    (root / 'data').symlink_to(ROOT / 'data')
+    env = os.environ | dict(
+        JUPYTER_TOKEN=token,
+        JUPYTER_CONFIG_DIR=str(root / 'config'),
+        JUPYTER_DATA_DIR=str(root / 'share'),
+        JUPYTERLAB_SETTINGS_DIR=str(root / 'settings'),
+        JUPYTERLAB_WORKSPACES_DIR=str(root / 'workspaces'),
+    )
+    notification = root / 'settings/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
+    notification.parent.mkdir(parents=True)
+    notification.write_text(json.dumps(dict(fetchNews='false', checkForUpdates=False)))
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            '-m',
+            'jupyterlab',
+            '--no-browser',
+            '--allow-root',
+            '--ServerApp.ip=127.0.0.1',
+            f'--ServerApp.port={port}',
+            '--ServerApp.port_retries=0',
+            f'--ServerApp.root_dir={root}',
+        ],
+        env=env,
+        cwd=root,
+        stdout=log.open('w'),
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         wait_for(lambda: _listens(port), process, log)
         yield f'http://127.0.0.1:{port}/lab/tree/nbs/explore.ipynb?token={token}'
-    finally: end(process)
+    finally:
+        end(process)
 
 
 class Explorer:
     "What a test does with an explorer on a page."
-    def __init__(self, page): self.page = page; self.gallery = page.locator('.slotnb:has([data-key=segments]), .slotnb:has([data-key=Asegments]), .slotnb:has([data-key=segments-0])').first
+
+    def __init__(self, page):
+        self.page = page
+        self.gallery = page.locator(
+            '.slotnb:has([data-key=segments]), .slotnb:has([data-key=Asegments]), .slotnb:has([data-key=segments-0])'
+        ).first
 
     def wait(self):
         "Until the first page is drawn."
@@ -73,112 +118,196 @@ class Explorer:
         url = self.page.locator(f'[data-key="{key}"] canvas').first.evaluate('c => c.toDataURL()')
         return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.split(',')[1]))).convert('RGB'))
 
-    def keys(self): return self.page.eval_on_selector_all('.slotnb-row:not([hidden]) .slotnb-picture', 'all => all.map(f => f.dataset.key)')
+    def keys(self):
+        return self.page.eval_on_selector_all(
+            '.slotnb-row:not([hidden]) .slotnb-picture', 'all => all.map(f => f.dataset.key)'
+        )
 
-    def numbers(self): return {k: [float(t) if t!='–' else float('nan') for t in self.page.locator(f'td[data-name="{k}"]').all_inner_texts()] for k in NUMBERS}
+    def numbers(self):
+        return {
+            k: [
+                float(t) if t != '–' else float('nan')
+                for t in self.page.locator(f'td[data-name="{k}"]').all_inner_texts()
+            ]
+            for k in NUMBERS
+        }
 
-    def asked(self): return self.page.locator('.slotnb-query').inner_text()
+    def asked(self):
+        return self.page.locator('.slotnb-query').inner_text()
 
-    def state(self): return dict(p.split('=') for p in self.page.locator('.slotnb-state code').nth(1).text_content().removeprefix('?').split('&'))
+    def state(self):
+        return dict(
+            p.split('=')
+            for p in self.page.locator('.slotnb-state code').nth(1).text_content().removeprefix('?').split('&')
+        )
 
     def does(self, action, **state):
         "Do something and wait until the state that is written on the page has these values."
         action()
         want = {k: str(v) for k, v in state.items()}
-        self.page.wait_for_function('''want => { const codes = document.querySelectorAll('.slotnb-state code'); if (codes.length < 2) return false;
-            const have = Object.fromEntries(new URLSearchParams(codes[1].textContent.slice(1))); return Object.entries(want).every(([k, v]) => v === 'None' ? !(k in have) : have[k] === v); }''', arg=want, timeout=LONG)
+        self.page.wait_for_function(
+            '''want => { const codes = document.querySelectorAll('.slotnb-state code'); if (codes.length < 2) return false;
+            const have = Object.fromEntries(new URLSearchParams(codes[1].textContent.slice(1))); return Object.entries(want).every(([k, v]) => v === 'None' ? !(k in have) : have[k] === v); }''',
+            arg=want,
+            timeout=LONG,
+        )
 
     def drawn(self, pictures):
         "Wait until the canvases hold these pictures, to a grey level."
-        stop = time.monotonic() + LONG/1000
+        stop = time.monotonic() + LONG / 1000
         while True:
-            wrong = [p.key for p in pictures if p.key not in self.keys() or (got := self.pixels(p.key)).shape!=p.image.shape or np.abs(got.astype(int) - p.image).mean() > 1]
-            if not wrong: return
+            wrong = [
+                p.key
+                for p in pictures
+                if p.key not in self.keys()
+                or (got := self.pixels(p.key)).shape != p.image.shape
+                or np.abs(got.astype(int) - p.image).mean() > 1
+            ]
+            if not wrong:
+                return
             assert time.monotonic() < stop, f'these pictures are not what the library draws: {wrong}'
             self.page.wait_for_timeout(100)
 
     def counts(self, page):
         "Wait until numbers and words are those of a library's page."
+
         def wrong():
             have, said = self.numbers(), self.page.locator('.slotnb-said').all_inner_texts()
-            bad = [k for k, v in page.numbers.items() if have[k]!=pytest.approx(list(v), abs=.0011, nan_ok=True)]
-            plain = lambda texts: [re.sub(r'[\d.]+', '', t) for t in texts] # a last digit may be rounded otherwise in another process
-            return bad or plain([self.asked()])!=plain([page.query]) and self.asked() or plain(said)!=plain(page.words) and said
-        stop = time.monotonic() + LONG/1000
+            bad = [k for k, v in page.numbers.items() if have[k] != pytest.approx(list(v), abs=0.0011, nan_ok=True)]
+            plain = lambda texts: [
+                re.sub(r'[\d.]+', '', t) for t in texts
+            ]  # a last digit may be rounded otherwise in another process
+            return (
+                bad
+                or plain([self.asked()]) != plain([page.query])
+                and self.asked()
+                or plain(said) != plain(page.words)
+                and said
+            )
+
+        stop = time.monotonic() + LONG / 1000
         while why := wrong():
             assert time.monotonic() < stop, f'not what the library says: {why}'
             self.page.wait_for_timeout(100)
 
     def shows(self, page):
         "Pictures, numbers and words are the library's own, and no picture is left of another page."
-        self.drawn(page.pictures); self.counts(page)
-        assert {k for k in self.keys() if not k.startswith('scene-')}=={p.key for p in page.pictures}
+        self.drawn(page.pictures)
+        self.counts(page)
+        assert {k for k in self.keys() if not k.startswith('scene-')} == {p.key for p in page.pictures}
 
     def slide(self, name, key, times=1):
-        for _ in range(times): self.page.locator(f'.slotnb-control-{name} .noUi-handle').press(key)
+        for _ in range(times):
+            self.page.locator(f'.slotnb-control-{name} .noUi-handle').press(key)
 
-    def choose(self, name, label): self.page.locator(f'.slotnb-control-{name} select').select_option(label)
+    def choose(self, name, label):
+        self.page.locator(f'.slotnb-control-{name} select').select_option(label)
 
-    def view(self, label): self.page.locator('.slotnb-control-view button', has_text=label).click()
+    def view(self, label):
+        self.page.locator('.slotnb-control-view button', has_text=label).click()
 
     def click(self, key, x, y):
-        canvas = self.page.locator(f'[data-key="{key}"] canvas'); canvas.scroll_into_view_if_needed(); box = canvas.bounding_box()
-        canvas.click(position=dict(x=x*box['width'], y=y*box['height']))
+        canvas = self.page.locator(f'[data-key="{key}"] canvas')
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        canvas.click(position=dict(x=x * box['width'], y=y * box['height']))
 
 
 @pytest.fixture
 def page(browser):
     "A page that remembers what its console complained of."
     context = browser.new_context(viewport=dict(width=1400, height=1700), accept_downloads=True)
-    p = context.new_page(); p.complaints = []
-    p.on('console', lambda m: p.complaints.append(m.text + ' ' + m.location.get('url', '')) if m.type=='error' else None); p.on('pageerror', lambda e: p.complaints.append(str(e)))
-    p.set_default_timeout(LONG); SHOTS.mkdir(exist_ok=True)
+    p = context.new_page()
+    p.complaints = []
+    p.on(
+        'console',
+        lambda m: p.complaints.append(m.text + ' ' + m.location.get('url', '')) if m.type == 'error' else None,
+    )
+    p.on('pageerror', lambda e: p.complaints.append(str(e)))
+    p.set_default_timeout(LONG)
+    SHOTS.mkdir(exist_ok=True)
     yield p
-    p.screenshot(path=SHOTS/'explore-last.png')
+    p.screenshot(path=SHOTS / 'explore-last.png')
     context.close()
 
 
 def walk(e, viewers, name):
     "Every control, a click, the keyboard; then two runs, and the replay."
-    a, b = viewers; shot = lambda what: e.page.screenshot(path=SHOTS/f'explore-{name}-{what}.png')
-    e.shows(scene_page(a, State())); before = e.pixels('segments')
-    e.does(lambda: e.slide('scene', 'ArrowRight', 4), scene=4); e.shows(scene_page(a, state := State(scene=4))); shot('scene')
-    assert (before!=e.pixels('segments')).any()
-    e.does(lambda: e.click('segments', 9.5/16, 6.5/16), patch=6*16 + 9); e.shows(scene_page(a, State(scene=4, patch=105)))
+    a, b = viewers
+    shot = lambda what: e.page.screenshot(path=SHOTS / f'explore-{name}-{what}.png')
+    e.shows(scene_page(a, State()))
+    before = e.pixels('segments')
+    e.does(lambda: e.slide('scene', 'ArrowRight', 4), scene=4)
+    e.shows(scene_page(a, state := State(scene=4)))
+    shot('scene')
+    assert (before != e.pixels('segments')).any()
+    e.does(lambda: e.click('segments', 9.5 / 16, 6.5 / 16), patch=6 * 16 + 9)
+    e.shows(scene_page(a, State(scene=4, patch=105)))
     cosine = e.pixels('cosine-0')
-    e.does(lambda: e.page.locator('[data-key=segments] .slotnb-frame').press('ArrowDown'), patch=121); e.shows(scene_page(a, state := State(scene=4, patch=121)))
-    assert (cosine!=e.pixels('cosine-0')).any()
+    e.does(lambda: e.page.locator('[data-key=segments] .slotnb-frame').press('ArrowDown'), patch=121)
+    e.shows(scene_page(a, state := State(scene=4, patch=121)))
+    assert (cosine != e.pixels('cosine-0')).any()
     soft = e.pixels('slot-0')
-    e.does(lambda: e.slide('temperature', 'ArrowLeft', 8), temperature=.25); e.shows(scene_page(a, State(scene=4, patch=121, temperature=.25)))
-    assert (soft!=e.pixels('slot-0')).any()
+    e.does(lambda: e.slide('temperature', 'ArrowLeft', 8), temperature=0.25)
+    e.shows(scene_page(a, State(scene=4, patch=121, temperature=0.25)))
+    assert (soft != e.pixels('slot-0')).any()
     e.does(lambda: e.slide('temperature', 'ArrowRight', 8), temperature=None)
-    e.does(lambda: e.choose('source', 'slot attention'), source='attn'); e.shows(scene_page(a, State(scene=4, patch=121, source='attn')))
-    e.does(lambda: e.choose('source', 'attention, refined'), source='refined'); e.shows(scene_page(a, State(scene=4, patch=121, source='refined')))
+    e.does(lambda: e.choose('source', 'slot attention'), source='attn')
+    e.shows(scene_page(a, State(scene=4, patch=121, source='attn')))
+    e.does(lambda: e.choose('source', 'attention, refined'), source='refined')
+    e.shows(scene_page(a, State(scene=4, patch=121, source='refined')))
     e.does(lambda: e.choose('source', 'the decoder'), source=None)
     e.does(lambda: e.slide('num_slots', 'ArrowLeft', 4), num_slots=7)
     e.does(lambda: e.slide('num_iters', 'ArrowRight', 2), num_iters=5)
-    e.does(lambda: (e.page.locator('.slotnb-control-seed input').fill('3'), e.page.locator('.slotnb-control-seed input').press('Enter')), seed=3)
+    e.does(
+        lambda: (
+            e.page.locator('.slotnb-control-seed input').fill('3'),
+            e.page.locator('.slotnb-control-seed input').press('Enter'),
+        ),
+        seed=3,
+    )
     e.does(lambda: e.choose('normalizer', 'token'), normalizer='token')
     e.shows(scene_page(a, State(scene=4, patch=121, num_slots=7, num_iters=5, seed=3, normalizer='token')))
     assert {'slot-6', 'iteration-4'} <= set(e.keys()) and 'slot-7' not in e.keys()
-    e.does(lambda: e.page.get_by_role('button', name="the run's own settings").click(), num_slots=None, num_iters=None, seed=None, normalizer=None); e.shows(scene_page(a, state))
-    e.does(lambda: e.choose('run', b.name), run=b.name); e.shows(scene_page(b, State(scene=4, patch=121)))
+    e.does(
+        lambda: e.page.get_by_role('button', name="the run's own settings").click(),
+        num_slots=None,
+        num_iters=None,
+        seed=None,
+        normalizer=None,
+    )
+    e.shows(scene_page(a, state))
+    e.does(lambda: e.choose('run', b.name), run=b.name)
+    e.shows(scene_page(b, State(scene=4, patch=121)))
     e.does(lambda: e.choose('run', a.name), run=None)
-    e.does(lambda: e.page.locator('[data-key=scene-2] .slotnb-frame').click(), scene=2); e.shows(scene_page(a, State(scene=2, patch=121)))
-    with e.page.expect_download() as got: e.page.locator('[data-key=slot-1] .slotnb-save').click()
-    saved = np.asarray(Image.open(got.value.path()).convert('RGB')); assert saved.shape==(512, 512, 3)
-    assert (saved[16::32, 16::32]==e.pixels('slot-1')).all() and got.value.suggested_filename=='slot-1.png'
-    e.does(lambda: e.view('two runs'), view='runs'); expected = runs_page((a, b), State(view='runs', scene=2, patch=121)); e.shows(expected); shot('runs')
-    e.does(lambda: e.view('training'), view='training'); last = e.page.locator('[data-key=soft-0] canvas'); last.wait_for(); after = e.pixels('soft-0')
-    e.does(lambda: e.slide('epoch', 'Home'), epoch=0); shot('training')
-    assert 'epoch 0' in e.page.locator('[data-key=soft-0] figcaption').inner_text() and (after!=e.pixels('soft-0')).any()
-    e.does(lambda: e.view('one scene'), view='scene'); e.shows(scene_page(a, State(scene=2, patch=121)))
-    e.drawn([Picture(f'scene-{i}', '', small(a.sample(i).image, 64), '', '') for i in range(12)]) # the strip
+    e.does(lambda: e.page.locator('[data-key=scene-2] .slotnb-frame').click(), scene=2)
+    e.shows(scene_page(a, State(scene=2, patch=121)))
+    with e.page.expect_download() as got:
+        e.page.locator('[data-key=slot-1] .slotnb-save').click()
+    saved = np.asarray(Image.open(got.value.path()).convert('RGB'))
+    assert saved.shape == (512, 512, 3)
+    assert (saved[16::32, 16::32] == e.pixels('slot-1')).all() and got.value.suggested_filename == 'slot-1.png'
+    e.does(lambda: e.view('two runs'), view='runs')
+    expected = runs_page((a, b), State(view='runs', scene=2, patch=121))
+    e.shows(expected)
+    shot('runs')
+    e.does(lambda: e.view('training'), view='training')
+    last = e.page.locator('[data-key=soft-0] canvas')
+    last.wait_for()
+    after = e.pixels('soft-0')
+    e.does(lambda: e.slide('epoch', 'Home'), epoch=0)
+    shot('training')
+    assert (
+        'epoch 0' in e.page.locator('[data-key=soft-0] figcaption').inner_text() and (after != e.pixels('soft-0')).any()
+    )
+    e.does(lambda: e.view('one scene'), view='scene')
+    e.shows(scene_page(a, State(scene=2, patch=121)))
+    e.drawn([Picture(f'scene-{i}', '', small(a.sample(i).image, 64), '', '') for i in range(12)])  # the strip
 
 
 def test_in_jupyterlab(lab, page, viewers):
     page.goto(lab, timeout=LONG)
-    page.get_by_text('| Idle').wait_for() # the notebook is open and its kernel there
+    page.get_by_text('| Idle').wait_for()  # the notebook is open and its kernel there
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
     e = Explorer(page).wait()
@@ -189,25 +318,45 @@ def test_in_jupyterlab(lab, page, viewers):
 @pytest.fixture(scope='module')
 def served(runs):
     "`slotnb explore`, and the link that it prints."
-    log = runs.parent/'explore.log'
-    process = subprocess.Popen([sys.executable, '-c', 'from slotnb.cli import main; raise SystemExit(main())', 'explore', str(runs), '--data_dir', str(DATA)],
-                               stdout=log.open('w'), stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True)
+    log = runs.parent / 'explore.log'
+    process = subprocess.Popen(
+        [
+            sys.executable,
+            '-c',
+            'from slotnb.cli import main; raise SystemExit(main())',
+            'explore',
+            str(runs),
+            '--data_dir',
+            str(DATA),
+        ],
+        stdout=log.open('w'),
+        stderr=subprocess.STDOUT,
+        stdin=subprocess.DEVNULL,
+        start_new_session=True,
+    )
     try:
         wait_for(lambda: 'token=' in log.read_text() and log.read_text().endswith('\n'), process, log)
         yield process, log.read_text().split()[0]
-    finally: end(process)
+    finally:
+        end(process)
 
 
 def test_as_a_page(served, page, viewers):
     process, link = served
-    with urllib.request.urlopen(link.split('?')[0]) as answer: assert 'login' in answer.url, 'without the token nobody is let in'
-    page.goto(link, timeout=LONG); e = Explorer(page).wait()
+    with urllib.request.urlopen(link.split('?')[0]) as answer:
+        assert 'login' in answer.url, 'without the token nobody is let in'
+    page.goto(link, timeout=LONG)
+    e = Explorer(page).wait()
     walk(e, viewers, 'voila')
-    assert page.url.endswith('?view=scene&scene=2&patch=121&epoch=0') # the address is the state
+    assert page.url.endswith('?view=scene&scene=2&patch=121&epoch=0')  # the address is the state
     assert not page.complaints
-    page.reload(timeout=LONG); e.wait(); e.shows(scene_page(viewers[0], State(scene=2, patch=121)))
+    page.reload(timeout=LONG)
+    e.wait()
+    e.shows(scene_page(viewers[0], State(scene=2, patch=121)))
     page.goto(link + '&view=scene&scene=99', timeout=LONG)
     assert 'the scenes go from 0 to 23' in page.locator('.slotnb-error').inner_text()
-    assert not [c for c in page.complaints if '/voila/api/shutdown/' not in c] # Voila's farewell is refused where there is a token; such kernels are culled
-    process.send_signal(signal.SIGINT) # what Ctrl-C sends
-    assert process.wait(60)==0 and not _listens(int(re.search(r':(\d+)/', link)[1]))
+    assert not [
+        c for c in page.complaints if '/voila/api/shutdown/' not in c
+    ]  # Voila's farewell is refused where there is a token; such kernels are culled
+    process.send_signal(signal.SIGINT)  # what Ctrl-C sends
+    assert process.wait(60) == 0 and not _listens(int(re.search(r':(\d+)/', link)[1]))

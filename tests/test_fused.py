@@ -1,4 +1,5 @@
 "The fused blocks: near fp32 for every plain network, layer and facet, and refused or left to the library elsewhere."
+
 import pytest, torch, torch.nn.functional as F
 import slotnb.backbones as B, slotnb.fused as fused
 from slotnb.backbones import ViTBackbone
@@ -15,8 +16,12 @@ def no_matrix_units(monkeypatch):
     monkeypatch.setattr(B, 'has_matrix_units', lambda: False)
 
 
-def images(h, w, n=2): return torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(0))
-def rel(got, want): return ((got - want).norm()/want.norm()).item()
+def images(h, w, n=2):
+    return torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(0))
+
+
+def rel(got, want):
+    return ((got - want).norm() / want.norm()).item()
 
 
 def stir(net):
@@ -24,44 +29,60 @@ def stir(net):
     draw = torch.Generator().manual_seed(1)
     for name, p in net.named_parameters():
         noise = torch.randn(p.shape, generator=draw)
-        if p.ndim > 1 and 'pos_embed' not in name and 'positional' not in name: p.data = noise*p.shape[-1]**-.5 if p.ndim==2 else p.data
-        elif p.ndim==1: p.data = noise*.3 + (0 if 'bias' in name else 1)
+        if p.ndim > 1 and 'pos_embed' not in name and 'positional' not in name:
+            p.data = noise * p.shape[-1] ** -0.5 if p.ndim == 2 else p.data
+        elif p.ndim == 1:
+            p.data = noise * 0.3 + (0 if 'bias' in name else 1)
     return net
 
 
 def pair(name, precision, **kw):
     sides = [ViTBackbone(name, 'random', precision=p, **kw) for p in ('fp32', precision)]
-    for s in sides: stir(s.net)
+    for s in sides:
+        stir(s.net)
     assert sides[1].fused and not sides[0].fused
     return sides
 
 
-PLAIN = ['timm:test_vit', 'timm:vit_tiny_patch16_224', 'timm:vit_small_patch14_reg4_dinov2', 'timm:deit_tiny_distilled_patch16_224', 'open_clip:ViT-B-32/openai', 'open_clip:ViT-B-32/laion2b_s34b_b79k']
+PLAIN = [
+    'timm:test_vit',
+    'timm:vit_tiny_patch16_224',
+    'timm:vit_small_patch14_reg4_dinov2',
+    'timm:deit_tiny_distilled_patch16_224',
+    'open_clip:ViT-B-32/openai',
+    'open_clip:ViT-B-32/laion2b_s34b_b79k',
+]
 
 
 @needs_kernel
-@pytest.mark.parametrize('precision, bound', [('bf16', .008), ('int8', .02)])
+@pytest.mark.parametrize('precision, bound', [('bf16', 0.008), ('int8', 0.02)])
 @pytest.mark.parametrize('name', PLAIN)
 def test_near_fp32(name, precision, bound):
     "Class and register tokens, GELU and QuickGELU, layer scale or none, two widths of a head, an image that is not square."
     p = B.backbone_spec(name).patch_size
-    exact, fast = pair(name, precision, resolution=(3*p, 5*p), grid_size='native')
-    x = images(3*p, 5*p)
+    exact, fast = pair(name, precision, resolution=(3 * p, 5 * p), grid_size='native')
+    x = images(3 * p, 5 * p)
     want, got = exact(x), fast(x)
-    assert got.shape==want.shape and got.dtype==torch.float32
+    assert got.shape == want.shape and got.dtype == torch.float32
     assert 1e-4 < rel(got, want) < bound
-    torch.testing.assert_close(fast(x[1:]), got[1:], rtol=0, atol=1e-4) # of the batch nothing is seen, but by fp32's own patch embedding
+    torch.testing.assert_close(
+        fast(x[1:]), got[1:], rtol=0, atol=1e-4
+    )  # of the batch nothing is seen, but by fp32's own patch embedding
 
 
 @needs_kernel
 @pytest.mark.parametrize('layer', [0, 2, 5])
-@pytest.mark.parametrize('kw', [dict(final_norm=True), dict(final_norm=False), dict(facet='query'), dict(facet='key'), dict(facet='value')], ids=str)
+@pytest.mark.parametrize(
+    'kw',
+    [dict(final_norm=True), dict(final_norm=False), dict(facet='query'), dict(facet='key'), dict(facet='value')],
+    ids=str,
+)
 @pytest.mark.parametrize('name', ['timm:test_vit', 'open_clip:ViT-B-32/openai'])
 def test_layers_and_facets(name, kw, layer):
     size = dict(resolution=96)
     exact, fast = pair(name, 'bf16', layer=layer, grid_size='native', **size, **kw)
     error = rel(fast(images(96, 96)), exact(images(96, 96)))
-    assert error < (1e-6 if 'facet' in kw and layer==0 else .008) # before the first block nothing is rounded
+    assert error < (1e-6 if 'facet' in kw and layer == 0 else 0.008)  # before the first block nothing is rounded
 
 
 @needs_kernel
@@ -71,8 +92,9 @@ def test_any_number_of_tokens(tokens):
     blocks = stir(B._build(B.backbone_spec('timm:test_vit'))).eval().blocks
     x = torch.randn(3, tokens, 64, generator=torch.Generator().manual_seed(0))
     want = blocks(x).detach()
-    for i in range(3): assert rel(FusedBlocks(blocks)(x)[i], want[i]) < .008
-    assert rel(FusedBlocks(blocks, fused.INT8)(x), want) < .03
+    for i in range(3):
+        assert rel(FusedBlocks(blocks)(x)[i], want[i]) < 0.008
+    assert rel(FusedBlocks(blocks, fused.INT8)(x), want) < 0.03
 
 
 @needs_kernel
@@ -87,9 +109,14 @@ def test_tokens_do_not_see_each_others_place():
 def test_threads_do_not_matter():
     blocks, before = B._build(B.backbone_spec('timm:test_vit')).eval().blocks, torch.get_num_threads()
     x, run = torch.randn(5, 30, 64), FusedBlocks(blocks, fused.INT8, rotate=False)
-    try: torch.set_num_threads(1); one = run(x); torch.set_num_threads(2); two = run(x)
-    finally: torch.set_num_threads(before)
-    assert one.equal(two) and not x.equal(one) # nor is the input written to
+    try:
+        torch.set_num_threads(1)
+        one = run(x)
+        torch.set_num_threads(2)
+        two = run(x)
+    finally:
+        torch.set_num_threads(before)
+    assert one.equal(two) and not x.equal(one)  # nor is the input written to
 
 
 @needs_kernel
@@ -99,7 +126,8 @@ def test_large_scores_and_values():
     for seed in range(10):
         torch.manual_seed(seed)
         block = B._build(B.backbone_spec('timm:test_vit')).eval().blocks[:1]
-        block[0].attn.qkv.weight.data *= 40; block[0].mlp.fc1.weight.data *= 100
+        block[0].attn.qkv.weight.data *= 40
+        block[0].mlp.fc1.weight.data *= 100
         want = block(x).detach()
         errors.append([rel(FusedBlocks(block)(x), want), rel(block.bfloat16()(x.bfloat16()).detach().float(), want)])
     ours, torchs = torch.tensor(errors).mean(0)
@@ -116,51 +144,81 @@ def test_rotation_is_unseen():
 
 
 @needs_kernel
-@pytest.mark.parametrize('name, why', [('timm:vit_small_patch16_dinov3', 'EvaBlock'), ('timm:vit_pwee_patch16_reg1_gap_256', 'ParallelScalingBlock')])
+@pytest.mark.parametrize(
+    'name, why',
+    [('timm:vit_small_patch16_dinov3', 'EvaBlock'), ('timm:vit_pwee_patch16_reg1_gap_256', 'ParallelScalingBlock')],
+)
 def test_others_are_left_to_the_library(name, why):
     "bf16 is autocast's there, and the record says so; int8 is refused."
     b = ViTBackbone(name, 'random', precision='bf16')
-    assert (b.fused, b.record['precision'])==(False, 'bf16')
-    with pytest.raises(SlotnbError, match=f"precision 'int8' cannot be had of {name}: .*{why}.*; use 'bf16' or 'fp32'"): ViTBackbone(name, 'random', precision='int8')
+    assert (b.fused, b.record['precision']) == (False, 'bf16')
+    with pytest.raises(SlotnbError, match=f"precision 'int8' cannot be had of {name}: .*{why}.*; use 'bf16' or 'fp32'"):
+        ViTBackbone(name, 'random', precision='int8')
 
 
 @needs_kernel
-@pytest.mark.parametrize('kw, why', [(dict(qk_norm=True), 'no plain block'), (dict(scale_mlp_norm=True), 'no plain block'), (dict(act_layer='silu'), 'SiLU'),
-    (dict(norm_layer=torch.nn.RMSNorm), 'LayerNorm'), (dict(num_heads=8), 'multiples of 16'), (dict(pre_norm=True), ''), (dict(qkv_bias=False), ''), (dict(proj_bias=False), '')], ids=str)
+@pytest.mark.parametrize(
+    'kw, why',
+    [
+        (dict(qk_norm=True), 'no plain block'),
+        (dict(scale_mlp_norm=True), 'no plain block'),
+        (dict(act_layer='silu'), 'SiLU'),
+        (dict(norm_layer=torch.nn.RMSNorm), 'LayerNorm'),
+        (dict(num_heads=8), 'multiples of 16'),
+        (dict(pre_norm=True), ''),
+        (dict(qkv_bias=False), ''),
+        (dict(proj_bias=False), ''),
+    ],
+    ids=str,
+)
 def test_parts_are_asked(kw, why):
     "One part that the kernel does not know is enough."
     import timm
+
     net = timm.create_model('test_vit', num_classes=0, **kw).eval()
     assert (why in fused_obstacle(net.blocks)) if why else not fused_obstacle(net.blocks)
     x = torch.randn(2, 9, 64, generator=torch.Generator().manual_seed(0))
     if why:
-        with pytest.raises(SlotnbError, match='fused blocks cannot be had'): FusedBlocks(net.blocks)
-    else: assert rel(FusedBlocks(net.blocks)(x), net.blocks(x).detach()) < .008
+        with pytest.raises(SlotnbError, match='fused blocks cannot be had'):
+            FusedBlocks(net.blocks)
+    else:
+        assert rel(FusedBlocks(net.blocks)(x), net.blocks(x).detach()) < 0.008
 
 
 def test_record_and_fallback(monkeypatch):
     "Without the kernel the precision is called what it was before, and gives what it gave."
     plain = ViTBackbone('timm:test_vit', 'random')
-    assert plain.record['precision']=='fp32' and not plain.fused
-    if not isinstance(here, str): assert [ViTBackbone('timm:test_vit', 'random', precision=p).record['precision'] for p in ('bf16', 'int8')]==['bf16 fused', 'int8 fused']
+    assert plain.record['precision'] == 'fp32' and not plain.fused
+    if not isinstance(here, str):
+        assert [ViTBackbone('timm:test_vit', 'random', precision=p).record['precision'] for p in ('bf16', 'int8')] == [
+            'bf16 fused',
+            'int8 fused',
+        ]
     monkeypatch.setattr(fused, '_library', lambda: 'there is no C++ compiler (g++ or clang++)')
     b, x = ViTBackbone('timm:test_vit', 'random', precision='bf16'), images(160, 160)
-    assert b.record['precision']=='bf16'
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): want = plain.net.forward_features(plain.preprocess(x))[:, plain.spec.prefix_tokens:].float()
+    assert b.record['precision'] == 'bf16'
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        want = plain.net.forward_features(plain.preprocess(x))[:, plain.spec.prefix_tokens :].float()
     assert b(x).equal(want)
-    with pytest.raises(SlotnbError, match='no C\\+\\+ compiler'): ViTBackbone('timm:test_vit', 'random', precision='int8')
+    with pytest.raises(SlotnbError, match='no C\\+\\+ compiler'):
+        ViTBackbone('timm:test_vit', 'random', precision='int8')
 
 
 @pytest.mark.parametrize('compiler, said', [('none-such', 'no C\\+\\+ compiler'), ('false', 'does not compile')])
 def test_what_cannot_be_compiled_is_said(compiler, said, tmp_path, monkeypatch):
-    if not torch.cpu._is_avx512_bf16_supported(): pytest.skip('no AVX-512 for bfloat16')
+    if not torch.cpu._is_avx512_bf16_supported():
+        pytest.skip('no AVX-512 for bfloat16')
     import shutil
-    monkeypatch.setenv('SLOTNB_CACHE', str(tmp_path)); monkeypatch.setenv('CXX', compiler)
+
+    monkeypatch.setenv('SLOTNB_CACHE', str(tmp_path))
+    monkeypatch.setenv('CXX', compiler)
     which = shutil.which
-    monkeypatch.setattr(shutil, 'which', lambda c: None if c=='clang++' else which(c))
+    monkeypatch.setattr(shutil, 'which', lambda c: None if c == 'clang++' else which(c))
     fused._library.cache_clear()
-    try: assert __import__('re').search(said, fused_obstacle([]))
-    finally: fused._library.cache_clear()
+    try:
+        assert __import__('re').search(said, fused_obstacle([]))
+    finally:
+        fused._library.cache_clear()
     assert not list(tmp_path.rglob('*.so'))
 
 
@@ -168,19 +226,21 @@ def test_what_cannot_be_compiled_is_said(compiler, said, tmp_path, monkeypatch):
 def test_real_dinov2_stays_below_one_percent():
     from slotnb.data import KubricFolders
     from conftest import DATA
+
     x = torch.stack([torch.tensor(s.image).permute(2, 0, 1) for s in list(KubricFolders(DATA, 'test'))[::6]])
     exact, bf16, int8 = (ViTBackbone('dinov2_vits14', precision=p)(x) for p in ('fp32', 'bf16', 'int8'))
-    assert rel(bf16, exact) < .006 and rel(int8, exact) < .01
+    assert rel(bf16, exact) < 0.006 and rel(int8, exact) < 0.01
 
 
 def test_matrix_units_are_left_to_torch(monkeypatch):
     monkeypatch.setattr(B, 'has_matrix_units', lambda: True)
     b, x = ViTBackbone('timm:test_vit', 'random', precision='bf16'), images(160, 160)
-    assert b.record['precision']=='bf16' and b.net.blocks[0].attn.qkv.weight.dtype==torch.bfloat16
+    assert b.record['precision'] == 'bf16' and b.net.blocks[0].attn.qkv.weight.dtype == torch.bfloat16
     exact = ViTBackbone('timm:test_vit', 'random')
-    assert exact.net.blocks[0].attn.qkv.weight.dtype==torch.float32 and 1e-4 < rel(b(x), exact(x)) < .01
-    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16): want = exact.net.forward_features(exact.preprocess(x))[:, exact.spec.prefix_tokens:].float()
-    assert b(x).equal(want) # autocast's digits, without a cast of all weights every time
+    assert exact.net.blocks[0].attn.qkv.weight.dtype == torch.float32 and 1e-4 < rel(b(x), exact(x)) < 0.01
+    with torch.no_grad(), torch.autocast('cpu', torch.bfloat16):
+        want = exact.net.forward_features(exact.preprocess(x))[:, exact.spec.prefix_tokens :].float()
+    assert b(x).equal(want)  # autocast's digits, without a cast of all weights every time
 
 
 @pytest.mark.parametrize('name', ['open_clip:ViT-B-32/openai', 'clip_vitb16'])
@@ -188,4 +248,4 @@ def test_matrix_units_are_left_to_torch(monkeypatch):
 def test_torchs_bf16_of_open_clip(name, facet, monkeypatch):
     monkeypatch.setattr(B, 'has_matrix_units', lambda: True)
     exact, b = (ViTBackbone(name, 'random', precision=p, facet=facet, resolution=96) for p in ('fp32', 'bf16'))
-    assert not b.fused and rel(b(images(96, 96)), exact(images(96, 96))) < .02
+    assert not b.fused and rel(b(images(96, 96)), exact(images(96, 96))) < 0.02

@@ -1,4 +1,5 @@
 "The sweep: skips what is finished, goes on past a failure, keeps what could not be measured."
+
 import json, subprocess, sys
 from dataclasses import replace
 import pandas as pd
@@ -6,44 +7,75 @@ from conftest import DATA, ROOT
 from slotnb.report import build_report, load_runs
 from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
-NOTEBOOK = str(ROOT/'reports/backbone_run.ipynb')
+NOTEBOOK = str(ROOT / 'reports/backbone_run.ipynb')
 TINY = (f'data_dir={DATA}', 'slot_dim=32', 'hidden_dim=32', 'warmup_epochs=1')
 
 
 def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     import huggingface_hub.constants
+
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    runs_dir = tmp_path/'runs'
-    config = SweepConfig(str(runs_dir), ('dinov2_vits14', 'clip_vitb16'), ('none', 'instance'), (0,), (.47,), 2, TINY, NOTEBOOK)
-    assert sweep(config, False)=={}
+    runs_dir = tmp_path / 'runs'
+    config = SweepConfig(
+        str(runs_dir), ('dinov2_vits14', 'clip_vitb16'), ('none', 'instance'), (0,), (0.47,), 2, TINY, NOTEBOOK
+    )
+    assert sweep(config, False) == {}
     runs = load_runs(runs_dir)
-    assert set(zip(runs.label, runs.normalizer))=={('dinov2_vits14', 'none'), ('dinov2_vits14', 'instance'), ('dinov2_vits14 x to std 0.47', 'none')}
-    assert 'no weights' in json.loads((runs_dir/'sweep.json').read_text())['missing']['clip_vitb16']
-    assert {'12 fixed blocks', 'truth on the grid', 'k-means on dinov2_vits14', 'k-means on RANDOM WEIGHTS dino_vits16'}==set(pd.read_csv(runs_dir/'floors.csv').method)
+    assert set(zip(runs.label, runs.normalizer)) == {
+        ('dinov2_vits14', 'none'),
+        ('dinov2_vits14', 'instance'),
+        ('dinov2_vits14 x to std 0.47', 'none'),
+    }
+    assert 'no weights' in json.loads((runs_dir / 'sweep.json').read_text())['missing']['clip_vitb16']
+    assert {
+        '12 fixed blocks',
+        'truth on the grid',
+        'k-means on dinov2_vits14',
+        'k-means on RANDOM WEIGHTS dino_vits16',
+    } == set(pd.read_csv(runs_dir / 'floors.csv').method)
 
     written = {p: p.stat().st_mtime_ns for p in runs_dir.rglob('result.json')}
-    assert sweep(config, False)=={} and {p: p.stat().st_mtime_ns for p in written}==written # finished runs are skipped
+    assert (
+        sweep(config, False) == {} and {p: p.stat().st_mtime_ns for p in written} == written
+    )  # finished runs are skipped
 
-    page = build_report(runs_dir, tmp_path/'out/report.html', ROOT/'reports/ta_report.ipynb').read_text()
-    assert page.count('data:image/png') >= 6 and 'not measured' in page and 'clip_vitb16' in page and 'Traceback' not in page
+    page = build_report(runs_dir, tmp_path / 'out/report.html', ROOT / 'reports/ta_report.ipynb').read_text()
+    assert (
+        page.count('data:image/png') >= 6
+        and 'not measured' in page
+        and 'clip_vitb16' in page
+        and 'Traceback' not in page
+    )
 
 
 def test_goes_on_past_a_failed_run(tmp_path):
     settings = dict(data_dir=str(DATA), slot_dim=32, hidden_dim=32, warmup_epochs=1, num_epochs=1)
-    good, bad = plan_runs(['dinov2_vits14'], ['none', 'instance'], [0], [], str(tmp_path/'runs'), **settings)
+    good, bad = plan_runs(['dinov2_vits14'], ['none', 'instance'], [0], [], str(tmp_path / 'runs'), **settings)
     bad = replace(bad, data_dir='nowhere')
     failed = run_all([bad, good], NOTEBOOK, workers=1, show_progress=False)
-    assert list(failed)==[str(bad.run_dir)] and "'nowhere' does not exist" in failed[str(bad.run_dir)]
-    assert (good.run_dir/'result.json').exists() and (good.run_dir/'run.ipynb').exists()
-    assert json.loads((bad.run_dir/'failed.json').read_text())['exit_code']!=0
+    assert list(failed) == [str(bad.run_dir)] and "'nowhere' does not exist" in failed[str(bad.run_dir)]
+    assert (good.run_dir / 'result.json').exists() and (good.run_dir / 'run.ipynb').exists()
+    assert json.loads((bad.run_dir / 'failed.json').read_text())['exit_code'] != 0
 
 
 def test_papermill_passes_what_was_asked(tmp_path):
     "The trap that made runs train with the defaults: the executed notebook has to hold our value, and the run its config."
-    c, = plan_runs(['dinov2_vits14'], ['token'], [7], [], str(tmp_path/'runs'), data_dir=str(DATA), slot_dim=32, hidden_dim=32, num_epochs=1, lr=.5, warmup_epochs=0)
-    assert run_all([c], NOTEBOOK, show_progress=False)=={}
-    book = json.loads((c.run_dir/'config.json').read_text())['config']
-    assert book['lr']==.5 and book['seed']==7 and book['normalizer']=='token'
+    (c,) = plan_runs(
+        ['dinov2_vits14'],
+        ['token'],
+        [7],
+        [],
+        str(tmp_path / 'runs'),
+        data_dir=str(DATA),
+        slot_dim=32,
+        hidden_dim=32,
+        num_epochs=1,
+        lr=0.5,
+        warmup_epochs=0,
+    )
+    assert run_all([c], NOTEBOOK, show_progress=False) == {}
+    book = json.loads((c.run_dir / 'config.json').read_text())['config']
+    assert book['lr'] == 0.5 and book['seed'] == 7 and book['normalizer'] == 'token'
