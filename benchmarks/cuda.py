@@ -25,9 +25,11 @@ from slotnb.core import read_json, write_json
 from slotnb.data import KubricFolders
 from slotnb.normalizer import Normalizer
 from slotnb.report import paired_table, speed_table
-from slotnb.step import TrainStep, adam
-from slotnb.train import TrainConfig, build, fit, look_at_held_out, prepare, train_epoch
-from slotnb.vectorize import fit_many
+from slotnb.train import TrainStep, make_optimizer
+from slotnb.runs.config import TrainConfig
+from slotnb.train import build, fit, validate, train_epoch
+from slotnb.runs.inputs import prepare
+from slotnb.fast.many_models import fit_many
 
 NARROW = dict(slot_dim=16, hidden_dim=16)
 PRECISIONS = ('fp32', 'bf16')
@@ -149,7 +151,7 @@ def steps(small, device):
         memory = {'plain': peak_of(sides['plain'], device)}
         for p in PRECISIONS:
             step = TrainStep(copy.deepcopy(ours), None, DIVERSITY, CLIP, p)
-            step.opt = adam(step.params, LR)
+            step.opt = make_optimizer(step.params, LR)
             step.graphed.warmup = 10**9
             one = lambda: step(feats, noise, LR)
             one()
@@ -182,19 +184,19 @@ def epoch(small, device):
     config = TrainConfig(data_dir=DATA, device=str(device))
     data = prepare(config, False)
     norm, rows = Normalizer(config.normalizer).fit(data.train), []
-    feats, val = norm(data.seen[: 4 if small else len(data.seen)]).to(device), norm(data.val[:]).to(device)
+    feats, val = norm(data.train_and_val[: 4 if small else len(data.train_and_val)]).to(device), norm(data.val[:]).to(device)
     for name, other in EPOCHS.items():
         for precision in PRECISIONS:
             c = replace(config, **other | (NARROW if small else {}))
             model = build(c, 384, 256).to(device)
             step, times, held_out = (
-                TrainStep(model, adam(model.parameters(), c.lr), c.diversity_weight, c.clip_norm, precision),
+                TrainStep(model, make_optimizer(model.parameters(), c.lr), c.diversity_weight, c.clip_norm, precision),
                 [],
                 [],
             )
             for e in range(3 if small else 15):
                 times.append(seconds(lambda: train_epoch(step, feats, c, e), device))
-                held_out.append(seconds(lambda: look_at_held_out(model, val, c.seed), device))
+                held_out.append(seconds(lambda: validate(model, val, c.seed), device))
             rows.append(
                 dict(
                     model=name,

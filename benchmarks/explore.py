@@ -4,7 +4,8 @@ import argparse, json, os, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path
 import numpy as np
 from playwright.sync_api import sync_playwright
-from slotnb.train import TrainConfig, fit, versions
+from slotnb.runs.config import TrainConfig, versions
+from slotnb.train import fit
 
 ROOT = Path(__file__).parent.parent
 # the time of the last event, and the time when its answer was drawn and handed to the screen

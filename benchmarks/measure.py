@@ -83,7 +83,7 @@ def gemm_peak(names, repeats=7, rows=3584, width=1024):
         ways = [
             lambda: torch.mm(a, b, out=out),
             lambda: linear(a, b),
-        ]  # two libraries in fp32 (`01_products`), and what slotnb compiles (`39_panels`)
+        ]  # two libraries in fp32 (`01_products`), and what slotnb compiles (`fast/cpu`)
         if name == 'fp32' and not panels_obstacle(width, width):
             panels, bias = in_panels(a), torch.zeros(width)
             ways.append(lambda: panel_linear(panels, b, bias, skip=False))

@@ -21,11 +21,14 @@ from slotnb.core import digest, generator, write_json
 from slotnb.losses import fvu
 from slotnb.metrics import evaluate_masks
 from slotnb.normalizer import Normalizer
-from slotnb.stack import Stack
-from slotnb.step import TrainStep, adam
+from slotnb.fast.many_models import Stack
+from slotnb.train import TrainStep, make_optimizer
 from slotnb.study import estimate
-from slotnb.train import TrainConfig, build, lr_at, predict, prepare
-from slotnb.vectorize import KEEP_MEMORY
+from slotnb.runs.config import TrainConfig
+from slotnb.train import build, lr_at
+from slotnb.evaluate import predict
+from slotnb.runs.inputs import prepare
+from slotnb.fast.many_models import KEEP_MEMORY
 
 DATA = str(Path(__file__).parent.parent / 'data/movi_a_subset')
 MODELS = dict(
@@ -57,14 +60,14 @@ def stepper(configs, models, side):
             for (name, p), q in zip(plain.named_parameters(), plain.parameters()):
                 m.get_parameter(name).data = q.data  # trained plainly, scored as a model of slotnb
             return PlainStep(plain, c.diversity_weight, c.clip_norm)
-        return TrainStep(m, adam(m.parameters(), c.lr), c.diversity_weight, c.clip_norm, side)
+        return TrainStep(m, make_optimizer(m.parameters(), c.lr), c.diversity_weight, c.clip_norm, side)
 
     if side != 'stack':
         (step,) = [own(c, m) for c, m in zip(configs, models)]
         return lambda xs, noises, lrs: [step(xs[0], noises[0], lrs[0])[1].item()]
     stack = Stack(
         models,
-        [adam(m.parameters(), c.lr) for c, m in zip(configs, models)],
+        [make_optimizer(m.parameters(), c.lr) for c, m in zip(configs, models)],
         [c.diversity_weight for c in configs],
         [c.clip_norm for c in configs],
     )

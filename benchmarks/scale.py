@@ -15,8 +15,10 @@ import numpy as np, torch
 from measure import peak_bytes
 from slotnb import train
 from slotnb.core import write_json
-from slotnb.step import TrainStep, adam
-from slotnb.train import TrainConfig, build, evaluate, fit, train_epoch
+from slotnb.train import TrainStep, make_optimizer
+from slotnb.runs.config import TrainConfig
+from slotnb.train import build, fit, train_epoch
+from slotnb.evaluate import evaluate
 
 MALLOC = dict(
     MALLOC_MMAP_THRESHOLD_='1000000'
@@ -57,7 +59,7 @@ def fit_side(scenes, settings, in_memory, evaluated):
     sys.path.insert(0, str(Path(__file__).parent))
     from scale_cache import DIM, TOKENS as PATCHES, Blank, StandIn
 
-    Blank.has_truth = False
+    Blank.has_ground_truth = False
     train.open_split, train.frozen_backbone = (
         (lambda config, split, progress: Blank(scenes)),
         (lambda config: StandIn(0)),
@@ -118,7 +120,7 @@ def _step(config, tokens, dim):
     "A whole training step, as `fit` does it: the returned function takes the number of the step."
     torch.manual_seed(0)
     model, feats = build(config, dim, tokens), torch.randn(config.batch_size, tokens, dim)
-    step = TrainStep(model, adam(model.parameters(), config.lr), config.diversity_weight, config.clip_norm)
+    step = TrainStep(model, make_optimizer(model.parameters(), config.lr), config.diversity_weight, config.clip_norm)
     return lambda i: train_epoch(step, feats, config, i)
 
 

@@ -12,9 +12,9 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from slotnb import movi
+from slotnb.formats import movi
 from slotnb.data import KubricFolders
-from slotnb.movi import MoviRecords
+from slotnb.formats.movi import MoviRecords
 
 ROOT = Path(__file__).parent.parent
 FIXTURE, FRAMES, VIDEOS = ROOT / 'tests/fixtures/movi_a/64x64/1.0.0', 24, 9703
@@ -90,7 +90,7 @@ def peak_mib():
     )  # getrusage would count the parent's
 
 
-class Watched:
+class MaskHistory:
     "What a worker read, instead of the frames themselves."
 
     def __init__(self, ds):
@@ -141,7 +141,7 @@ def measure(root):
     seen = [
         x
         for batch in DataLoader(
-            Subset(Watched(ds), range(4 * FRAMES)), batch_size=FRAMES, num_workers=2, collate_fn=list
+            Subset(MaskHistory(ds), range(4 * FRAMES)), batch_size=FRAMES, num_workers=2, collate_fn=list
         )
         for x in batch
     ]

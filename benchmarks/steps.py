@@ -1,7 +1,7 @@
 """A step of training and a forward pass: slotnb against the same equations written plainly, both from the same weights, in turns, in one process.
 
 Called by run.py. FLOPs are those of whole matrix products; share_of_peak is what is left of the fastest matrix product measured in the same minute, and above 1 where products with zeros
-are left out (`39_panels`). One thread, unless a row says otherwise. Weights are drawn and features are noise, but in the row that says otherwise.
+are left out (`fast/cpu`). One thread, unless a row says otherwise. Weights are drawn and features are noise, but in the row that says otherwise.
 """
 
 import contextlib, copy, json, os, shutil, subprocess, sys, time
@@ -13,9 +13,11 @@ from quality import DATA
 from slotnb.model import SlotAutoencoder
 from slotnb.normalizer import Normalizer
 from slotnb.rounds import rounds_obstacle
-from slotnb.step import TrainStep, adam, step_losses
-from slotnb.train import TrainConfig, prepare
-from slotnb.vectorize import KEEP_MEMORY
+from slotnb.train import TrainStep, make_optimizer
+from slotnb.fast.blocks import step_losses
+from slotnb.runs.config import TrainConfig
+from slotnb.runs.inputs import prepare
+from slotnb.fast.many_models import KEEP_MEMORY
 
 PAPERS = dict(slots=7, slot_dim=256, patches=256, hidden=1024, batch=2, decoder='mlp')
 SIZES = {  # one a row of the table
@@ -53,7 +55,7 @@ def models(slots, slot_dim, patches, hidden, batch, decoder, threads=1, trained=
         config = TrainConfig(device='cpu', data_dir=DATA)
         scenes, step = (
             Normalizer(config.normalizer)(prepare(config, False).train[:])[:, :patches],
-            TrainStep(ours, adam(ours.parameters(), LR), DIVERSITY, CLIP),
+            TrainStep(ours, make_optimizer(ours.parameters(), LR), DIVERSITY, CLIP),
         )
         for _ in range(trained):
             feats = scenes[torch.randperm(len(scenes))[:batch]]
@@ -85,7 +87,7 @@ def step_sides(plain, ours, feats, noise, names=('fp32',)):
     sides = {'plain': PlainStep(copy.deepcopy(plain), DIVERSITY, CLIP)}
     for precision in names:
         model = copy.deepcopy(ours)
-        sides[precision] = TrainStep(model, adam(model.parameters(), LR), DIVERSITY, CLIP, precision)
+        sides[precision] = TrainStep(model, make_optimizer(model.parameters(), LR), DIVERSITY, CLIP, precision)
     return {name: lambda s=s: s(feats, noise, LR) for name, s in sides.items()}
 
 
@@ -185,7 +187,7 @@ def freed_memory_kept(size, repeats):
 def bench_ideas(repeats, size, names, compiled):
     "One idea at a time, at one size: which paid? Half a minute of torch.compile, where it is asked for."
     plain, ours, feats, noise = models(**size)
-    adams = dict(loop=lambda p: torch.optim.Adam(p), fused=lambda p: adam(p, LR))
+    adams = dict(loop=lambda p: torch.optim.Adam(p), fused=lambda p: make_optimizer(p, LR))
 
     def eager(kind, **kw):
         m = copy.deepcopy(ours)

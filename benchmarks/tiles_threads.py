@@ -1,4 +1,4 @@
-"""How many threads should share out the tiles of `36_tiles`? A whole step in bfloat16 against the plain one on all threads, in turns; needs matrix units (AMX) and several cores.
+"""How many threads should share out the tiles of `fast/cpu`? A whole step in bfloat16 against the plain one on all threads, in turns; needs matrix units (AMX) and several cores.
 
 python benchmarks/tiles_threads.py [--out benchmarks/tiles_threads.json]
 

@@ -18,7 +18,8 @@ SIDES = dict(  # processes, threads of each, and whether a process stacks its ru
 def worker():
     "Train what comes by standard input, a list of configurations a line, and answer each line."
     import torch
-    from slotnb import train, vectorize
+    from slotnb import train
+    from slotnb.fast import many_models as vectorize
 
     feats = torch.randn(60, 256, 384, generator=torch.Generator().manual_seed(0))
     part = lambda a, b: train.Batches(feats[a:b])
@@ -34,7 +35,7 @@ def worker():
 
 
 def start(processes, threads, stack):
-    from slotnb.vectorize import KEEP_MEMORY
+    from slotnb.fast.many_models import KEEP_MEMORY
 
     env = (
         (KEEP_MEMORY if stack and processes > 1 else {})
@@ -69,7 +70,7 @@ def losses(configs):
 
 def bench_vectorize(repeats=5, runs=12, epochs=1):
     "Sides take turns in processes that were started before and wait; seconds until the last of a side's processes has answered."
-    from slotnb.train import TrainConfig
+    from slotnb.runs.config import TrainConfig
 
     sides = {name: [start(*side) for _ in range(side[0])] for name, side in SIDES.items()}
     times, last = {name: [] for name in sides}, {}

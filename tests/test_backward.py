@@ -6,7 +6,7 @@ from slotnb.core import SlotnbError
 from slotnb.decoder import AttentionDecoder
 from slotnb.losses import feature_mse
 from slotnb.slot_attention import InputProjection, SlotAttention
-from slotnb.step import per_slot
+from slotnb.fast.blocks import per_slot
 
 CANCELLED = 'norm_slots.bias'  # the softmax over slots cancels it: its gradient is rounding
 

@@ -4,30 +4,10 @@ import json, re, shutil
 import numpy as np, pandas as pd, pytest
 from conftest import DATA, ROOT
 from slotnb import claims
-from slotnb.claims import (
-    ARMS,
-    CLAIMS,
-    HOLDS,
-    NOT,
-    NOTEBOOKS,
-    PART,
-    QUESTIONS,
-    RECIPE,
-    UNITS,
-    UNMEASURED,
-    ClaimsConfig,
-    Evidence,
-    build_claims,
-    chosen_arms,
-    chosen_defaults,
-    claims_table,
-    measure_claims,
-    pages_of,
-    regions,
-)
+from slotnb.claims import ARMS, CLAIMS, HOLDS, NOT, NOTEBOOKS, PART, QUESTIONS, RECIPE, UNITS, UNMEASURED, ClaimsConfig, Evidence, build_claims, chosen_arms, chosen_defaults, claims_table, measure_claims, pages_of, regions
 from slotnb.core import SlotnbError
 from slotnb.study import plan_study
-from slotnb.train import TrainConfig
+from slotnb.runs.config import TrainConfig
 
 RESULTS = ROOT / 'reports/claims'
 
@@ -72,7 +52,7 @@ def test_committed_runs_are_whole(evidence):
         'num_epochs'
     ] == ClaimsConfig.num_epochs
     assert book['seconds'] < 100 * 60  # on two cores
-    from slotnb.train import load_tensors
+    from slotnb.runs.folder import load_tensors
 
     masks, _ = load_tensors(RESULTS / 'masks.safetensors')
     assert set(masks) == set(count.index)
@@ -82,7 +62,7 @@ def test_committed_runs_are_whole(evidence):
 
 
 def test_defaults_are_what_the_rule_chose(evidence):
-    "The rule of 55_claims, applied to the committed numbers, gives the library's defaults; and the page says so."
+    "The rule of reports/claims/protocol.py, applied to the committed numbers, gives the library's defaults; and the page says so."
     default, chosen = TrainConfig(), RECIPE | chosen_defaults(evidence.rows)
     assert {k: getattr(default, k) for k in chosen} == chosen
     cells = json.loads((ROOT / 'reports/claims.ipynb').read_text())['cells']

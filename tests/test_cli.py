@@ -5,7 +5,7 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from conftest import DATA, ROOT
 from slotnb.cli import main
-from slotnb.train import load_run
+from slotnb.evaluate import load_run
 
 MOVI = str(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0')
 

@@ -8,27 +8,16 @@ from PIL import Image
 from conftest import DATA
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
-from slotnb.explore import SlotExplorer, serve
-from slotnb.formats import open_dataset
+from slotnb.explorer.widget import SlotExplorer, serve
+from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_scene, hard_masks
 from slotnb.plots import colorize
-from slotnb.train import TrainConfig, evaluate, fit, is_kept, load_history, load_run
-from slotnb.vectorize import fit_many
-from slotnb.views import (
-    NUMBERS,
-    Replay,
-    State,
-    Viewer,
-    find_runs,
-    numbers,
-    query,
-    runs_page,
-    same_place,
-    scene_page,
-    segment_colors,
-    training_page,
-    words,
-)
+from slotnb.runs.config import TrainConfig
+from slotnb.evaluate import evaluate, load_run
+from slotnb.train import fit
+from slotnb.runs.folder import is_kept, load_tracked_masks
+from slotnb.fast.many_models import fit_many
+from slotnb.explorer.views import NUMBERS, Replay, State, Viewer, find_runs, numbers, query, runs_page, same_place, scene_page, segment_colors, training_page, words
 
 FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu')
 
@@ -255,7 +244,7 @@ def test_errors_in_words(runs, tmp_path, capfd):
 def test_history_of_all_trainers_is_one(runs, tmp_path):
     "Kept by a stack, by a run alone and by one that was interrupted: the same images, epochs and, to half precision, masks."
     alone = fit(TrainConfig(**FEW, save_dir=str(tmp_path / 'alone')), False)
-    a, b = load_history(alone), load_history(runs['plain'])
+    a, b = load_tracked_masks(alone), load_tracked_masks(runs['plain'])
     assert (
         a.epochs.tolist() == b.epochs.tolist() == [0, 1, 2]
         and a.index.equal(b.index)
@@ -267,7 +256,7 @@ def test_history_of_all_trainers_is_one(runs, tmp_path):
 
 
 def test_interrupted_run_leaves_the_same_file(tmp_path, monkeypatch):
-    from slotnb.train import RunState
+    from slotnb.runs.folder import RunState
 
     whole = fit(TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path / 'whole')), False)
     config, end = TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path / 'killed')), RunState.end_epoch
@@ -283,7 +272,7 @@ def test_interrupted_run_leaves_the_same_file(tmp_path, monkeypatch):
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(RunState, 'end_epoch', stop)
         fit(config, False, 0.0)
-    assert load_history(config.run_dir).epochs.tolist() == [0, 1, 2, 3, 4]
+    assert load_tracked_masks(config.run_dir).epochs.tolist() == [0, 1, 2, 3, 4]
     fit(config, False)
     assert (config.run_dir / 'epochs.safetensors').read_bytes() == (whole / 'epochs.safetensors').read_bytes()
 
@@ -295,7 +284,7 @@ def test_what_is_kept_is_little():
 
 
 def test_replay_follows_a_run_that_goes_on(tmp_path, monkeypatch):
-    from slotnb.train import RunState
+    from slotnb.runs.folder import RunState
 
     config, end = TrainConfig(**FEW, save_dir=str(tmp_path)), RunState.end_epoch
     seen = []
@@ -325,7 +314,7 @@ def test_replay_follows_a_run_that_goes_on(tmp_path, monkeypatch):
     for _ in range(3):
         e._heard(e.gallery, dict(kind='tick'), [])
     assert e.controls['epoch'].value == 2 and not e.play.value and e.gallery.clock == 0
-    history = load_history(config.run_dir)
+    history = load_tracked_masks(config.run_dir)
     sample = open_dataset(DATA, 'train')[int(history.index[0])]
     hard = hard_masks(history.masks[2, 0], sample.image.shape[:2])
     assert (

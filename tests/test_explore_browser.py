@@ -4,9 +4,10 @@ import base64, io, json, os, re, secrets, shutil, signal, subprocess, sys, time,
 import numpy as np, pytest
 from PIL import Image
 from conftest import DATA, ROOT
-from slotnb.explore import _free_port, _listens
-from slotnb.train import TrainConfig, fit
-from slotnb.views import NUMBERS, Picture, State, Viewer, one_thread, runs_page, scene_page, small
+from slotnb.explorer.widget import _free_port, _listens
+from slotnb.runs.config import TrainConfig
+from slotnb.train import fit
+from slotnb.explorer.views import NUMBERS, Picture, State, Viewer, one_thread, runs_page, scene_page, small
 
 LONG = 240_000  # milliseconds; the machine may be slow and busy
 SHOTS = ROOT / 'tests/_artifacts'

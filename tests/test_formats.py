@@ -6,11 +6,14 @@ from PIL import Image
 from conftest import DATA
 from slotnb.core import SlotnbError
 from slotnb.data import Dataset, KubricFolders, Sample
-from slotnb.formats import convert, convert_data, describe, info, info_text, open_dataset
+from slotnb.formats.convert import convert, convert_data, describe, info, info_text
+from slotnb.formats.detect import open_dataset
 from slotnb.report import build_report, load_runs, plot_masks, plot_refined
-from slotnb.shards import write_shards
+from slotnb.formats.shards import write_shards
 from slotnb.sweep import score_floors
-from slotnb.train import TrainConfig, evaluate, fit
+from slotnb.runs.config import TrainConfig
+from slotnb.evaluate import evaluate
+from slotnb.train import fit
 from test_data import SEG, write
 
 RGB = np.random.default_rng(0).integers(0, 255, (32, 48, 3), np.uint8)
@@ -115,7 +118,7 @@ def test_describe_says_grey_turned_and_skipped(tmp_path):
     refused(lambda: info(tmp_path, progress=False), 'c.png cannot be read (it is empty)')
     ds = open_dataset(tmp_path, skip_broken=True, progress=False)
     d = describe(ds, progress=False)
-    assert (d['scenes'], d['frames'], d['grey'], d['rotated'], d['has_truth'], len(d['skipped'])) == (
+    assert (d['scenes'], d['frames'], d['grey'], d['rotated'], d['has_ground_truth'], len(d['skipped'])) == (
         4,
         4,
         1,

@@ -5,7 +5,7 @@ import numpy as np, pytest
 from PIL import Image
 from slotnb.core import SlotnbError
 from slotnb.data import decode_image, read_image, read_segmentation
-from slotnb.images import ImageFolder
+from slotnb.formats.images import ImageFolder
 
 RNG = np.random.default_rng(0)
 RGB = RNG.integers(0, 255, (12, 20, 3), np.uint8)

@@ -6,7 +6,7 @@ from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from slotnb.core import SlotnbError
 from slotnb.metrics import ari, best_overlap, contingency, evaluate_masks, evaluate_scene, fg_ari, hard_masks, mbo, miou
-from slotnb.baselines import block_masks, kmeans_masks, truth_masks
+from slotnb.baselines import block_masks, kmeans_masks, ground_truth_masks
 
 SCORES = dict(ari=ari, fg_ari=fg_ari, mbo=mbo, miou=miou)
 
@@ -162,12 +162,12 @@ class Scene:
 def test_evaluate_masks_names_its_source_and_keeps_the_order():
     seg = np.kron(np.array([[0, 1], [2, 0]]), np.ones((32, 32), int))
     scenes = [Scene('b', seg, ['metal', 'rubber']), Scene('a', seg, ['metal', 'metal'])]
-    df = evaluate_masks(scenes, [truth_masks(seg, (16, 16))] * 2, 'attn')
+    df = evaluate_masks(scenes, [ground_truth_masks(seg, (16, 16))] * 2, 'attn')
     assert list(df.scene) == ['b', 'a'] and list(df.columns[:4]) == ['scene', 'frame', 'ari_attn', 'fg_ari_attn']
     assert df.best_overlap_rubber_attn.isna().tolist() == [False, True]
     assert (df.fg_ari_attn > 0.99).all() and (df.mbo_attn > 0.99).all()  # all but where four segments meet in one point
     with pytest.raises(SlotnbError, match='1 sets of masks for 2 scenes'):
-        evaluate_masks(scenes, [truth_masks(seg, (16, 16))], 'attn')
+        evaluate_masks(scenes, [ground_truth_masks(seg, (16, 16))], 'attn')
 
 
 def test_baselines_are_masks():
@@ -178,8 +178,8 @@ def test_baselines_are_masks():
         block_masks((16, 16)),
         block_masks((7, 9), 2, 3),
         kmeans_masks(feats, 3, 1),
-        truth_masks(seg, (16, 16)),
-        truth_masks(seg, (4, 4), soft=True),
+        ground_truth_masks(seg, (16, 16)),
+        ground_truth_masks(seg, (4, 4), soft=True),
     ]
     for m in cases:
         assert np.allclose(m.sum(0), 1) and m.min() >= 0

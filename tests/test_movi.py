@@ -9,9 +9,9 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import fsspec, numpy as np, pytest
 from PIL import Image
 from torch.utils.data import DataLoader
-from slotnb import movi
+from slotnb.formats import movi
 from slotnb.core import SlotnbError
-from slotnb.movi import MoviRecords
+from slotnb.formats.movi import MoviRecords
 
 FIXTURES = Path(__file__).parent / 'fixtures'
 MOVI_A, MOVI_C = FIXTURES / 'movi_a/64x64/1.0.0', FIXTURES / 'movi_c/24x24/1.0.0'

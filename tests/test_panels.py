@@ -2,12 +2,13 @@
 
 import copy, os, subprocess, sys
 import pytest, torch
-from slotnb import panels, step
+from slotnb import panels
+from slotnb.fast import blocks as step
 from slotnb.core import SlotnbError
 from slotnb.decoder import MLPDecoder
 from slotnb.losses import feature_mse
 from slotnb.products import linear
-from slotnb.step import blocked_mse
+from slotnb.fast.blocks import blocked_mse
 
 here = panels.panels_obstacle(64, 64)
 needs_panels = pytest.mark.skipif(bool(here), reason=here)

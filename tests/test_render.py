@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from conftest import DATA, ROOT
-from slotnb import physics as p, render as r
+from slotnb.scenes import physics as p
+from slotnb.scenes import render as r
 from slotnb.core import SlotnbError, read_json
 
 SCENES = sorted(DATA.glob('*/scene_*'))

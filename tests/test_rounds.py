@@ -2,7 +2,8 @@
 
 import os, subprocess, sys
 import pytest, torch
-from slotnb import backward, rounds
+from slotnb import backward
+from slotnb import rounds
 from slotnb.backward import _PARTS, _SlotAttention, attend
 from slotnb.core import SlotnbError
 from slotnb.slot_attention import SlotAttention

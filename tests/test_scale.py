@@ -7,7 +7,10 @@ from slotnb import train as train_module
 from slotnb.core import batches
 from slotnb.diagnostics import feature_stats
 from slotnb.normalizer import Moments, Normalizer
-from slotnb.train import Batches, TrainConfig, evaluate, fit, outputs, predict, build
+from slotnb.features import LazyFeatures
+from slotnb.runs.config import TrainConfig
+from slotnb.evaluate import evaluate, outputs, predict
+from slotnb.train import fit, build
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import scale
@@ -63,7 +66,7 @@ def test_feature_stats_against_plain_ones(mean, monkeypatch):
 
 def test_normalizer_takes_what_is_not_in_memory():
     feats = features(mean=10.0)
-    norm = Normalizer('dataset', 48).fit(Batches(feats, lambda x: 2 * x, torch.arange(10, 50)))
+    norm = Normalizer('dataset', 48).fit(LazyFeatures(feats, lambda x: 2 * x, torch.arange(10, 50)))
     flat = 2 * feats[10:].flatten(0, 1).double()
     torch.testing.assert_close(norm.mean, flat.mean(0).float(), rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(norm.std, flat.std(0).float(), rtol=2e-7, atol=0)
@@ -71,7 +74,7 @@ def test_normalizer_takes_what_is_not_in_memory():
 
 def test_batches_are_indexed_like_a_tensor():
     feats, index = features(), torch.tensor([4, 2, 49, 4])
-    view, whole = Batches(feats, Normalizer('instance'), index), Normalizer('instance')(feats[index])
+    view, whole = LazyFeatures(feats, Normalizer('instance'), index), Normalizer('instance')(feats[index])
     assert len(view) == 4 and view.shape == whole.shape
     for i in (0, -1, slice(1, None), [3, 0], torch.tensor([1, 1]), torch.tensor([True, False, False, True])):
         torch.testing.assert_close(view[i], whole[i], rtol=1e-6, atol=1e-6)
@@ -83,7 +86,7 @@ def test_batches_are_indexed_like_a_tensor():
 
 def test_predict_does_not_depend_on_the_parts():
     model, feats = build(TrainConfig(slot_dim=16, hidden_dim=16), 48, 64), features(9)
-    for a, b in zip(predict(model, feats, 0, 9), predict(model, Batches(feats), 0, 2)):
+    for a, b in zip(predict(model, feats, 0, 9), predict(model, LazyFeatures(feats), 0, 2)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert [len(x) for x, _ in outputs(model, feats, 0, 4)] == [4, 4, 1]
 
@@ -96,7 +99,7 @@ def test_streamed_run_equals_one_in_memory(tmp_path, monkeypatch, normalizer, fe
         monkeypatch.setattr(train_module, 'IN_MEMORY', room)
         kinds = []
         within = train_module.within_reach
-        monkeypatch.setattr(train_module, 'within_reach', lambda *a: kinds.append(within(*a)) or kinds[0])
+        monkeypatch.setattr(train_module, 'load_if_fits', lambda *a: kinds.append(within(*a)) or kinds[0])
         run_dir = fit(
             TrainConfig(
                 data_dir=str(DATA),
@@ -110,8 +113,8 @@ def test_streamed_run_equals_one_in_memory(tmp_path, monkeypatch, normalizer, fe
             ),
             False,
         )
-        monkeypatch.setattr(train_module, 'within_reach', within)
-        assert {type(x) for x in kinds[0]} == {torch.Tensor if room else Batches}
+        monkeypatch.setattr(train_module, 'load_if_fits', within)
+        assert {type(x) for x in kinds[0]} == {torch.Tensor if room else LazyFeatures}
         rows.append(pd.read_csv(run_dir / 'metrics.csv'))
         results.append(
             {

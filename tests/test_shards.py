@@ -5,7 +5,7 @@ import numpy as np, pytest
 from PIL import Image
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
-from slotnb.shards import TarShards, encode_png, index_shard, split_key, write_shards
+from slotnb.formats.shards import TarShards, encode_png, index_shard, split_key, write_shards
 from test_data import SEG, write
 
 IMAGE = np.random.default_rng(0).integers(0, 255, (*SEG.shape, 3), np.uint8)
@@ -73,7 +73,7 @@ def test_we_read_what_webdataset_writes(tmp_path):
     ds = TarShards(tmp_path / 'part-{000..001}.tar', progress=False).check(progress=False)
     assert (
         ds.scenes == [f'dir/{i:04}' for i in range(5)]
-        and not ds.has_truth
+        and not ds.has_ground_truth
         and (ds[4].image == IMAGE).all()
         and ds[4].instances == []
     )

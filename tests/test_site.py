@@ -72,7 +72,7 @@ def test_the_checker_names_what_is_broken(site, tmp_path):
     page = copy / 'nbs/44_diagnostics.html'
     breaks = {
         'nowhere.html': '<a href="nowhere.html">x</a>',
-        '33_model.html#no-such-part': '<a href="33_model.html#no-such-part">x</a>',
+        '08_model.html#no-such-part': '<a href="08_model.html#no-such-part">x</a>',
         'gone.png': '<img src="gone.png" alt="a picture">',
         'has no alt text': '<div id="bare"><img src="../site_libs/x.png"></div>',
         'directive': '<pre>#| export\nx = 1</pre>',
@@ -88,9 +88,9 @@ def test_the_checker_names_what_is_broken(site, tmp_path):
     for what in breaks:
         said = [p for p in problems if what in p]
         assert len(said) == 1 and said[0].startswith('nbs/44_diagnostics.html: '), (what, said)
-    rest = [p for p in problems if not p.startswith('nbs/44_diagnostics.html: ') or '32_losses' in p]
+    rest = [p for p in problems if not p.startswith('nbs/44_diagnostics.html: ') or '07_losses' in p]
     assert (
-        'nbs/32_losses.html is missing' in rest and all('32_losses' in p for p in rest) and len(rest) > len(NOTEBOOKS)
+        'nbs/32_losses.html is missing' in rest and all('07_losses' in p for p in rest) and len(rest) > len(NOTEBOOKS)
     )
 
 
@@ -265,7 +265,7 @@ def test_the_theme_can_be_chosen_and_is_kept(open_page):
     page.locator('.quarto-color-scheme-toggle:visible').first.click()
     page.wait_for_function('before => getComputedStyle(document.body).backgroundColor != before', arg=light)
     dark = ground()
-    page.goto(page.url.replace('index', '32_losses'))
+    page.goto(page.url.replace('index', '07_losses'))
     assert ground() == dark
 
 

@@ -7,7 +7,9 @@ from slotnb.core import SlotnbError
 from slotnb.decoder import MLPDecoder
 from slotnb.losses import feature_mse
 from slotnb.model import SlotAutoencoder
-from slotnb.step import GraphedStep, TrainStep, adam, blocked_mse, step_losses
+from slotnb.fast.graphs import GraphedStep
+from slotnb.train import TrainStep, make_optimizer
+from slotnb.fast.blocks import blocked_mse, step_losses
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 from plain import Plain, PlainStep
@@ -84,7 +86,7 @@ def test_trains_as_the_plain_reference(decoder):
     ours = SlotAutoencoder(24, 20, 4, 16, decoder=decoder, hidden_dim=32, mask_temperature=0.5).double()
     plain = Plain(24, 20, 16, decoder, 32, 0.5).double()
     plain.load_state_dict(ours.state_dict())
-    a, b = TrainStep(ours, adam(ours.parameters(), 1e-3), 0.1, 1.0), PlainStep(plain, 0.1, 1.0)
+    a, b = TrainStep(ours, make_optimizer(ours.parameters(), 1e-3), 0.1, 1.0), PlainStep(plain, 0.1, 1.0)
     for i in range(10):
         x, noise = torch.randn(2, 20, 24, dtype=torch.double), torch.randn(2, 4, 16, dtype=torch.double)
         torch.testing.assert_close(a(x, noise, 1e-3 / (i + 1)), b(x, noise, 1e-3 / (i + 1)), rtol=1e-8, atol=1e-10)
@@ -133,7 +135,7 @@ def test_a_graph_trains_as_the_step_itself(decoder, precision):
     steps = []
     for warmup in (3, 10**6):  # the second is never recorded
         model = copy.deepcopy(first)
-        steps.append(TrainStep(model, adam(model.parameters(), 1e-3), 0.1, 1.0, precision))
+        steps.append(TrainStep(model, make_optimizer(model.parameters(), 1e-3), 0.1, 1.0, precision))
         steps[-1].graphed.warmup = warmup
     for i in range(20):
         b = 2 if i % 4 else 1

@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest, torch
 from conftest import DATA, ROOT
 from slotnb.core import SlotnbError
-from slotnb.train import TrainConfig, build, evaluate, fit, load_run, load_tensors, warm_start
+from slotnb.runs.config import TrainConfig
+from slotnb.train import build, fit, warm_start
+from slotnb.evaluate import evaluate, load_run
+from slotnb.runs.folder import load_tensors
 
 SMALL = dict(data_dir=str(DATA), num_epochs=24, warmup_epochs=2, slot_dim=64, hidden_dim=64, device='cpu')
 CODE = 'import sys; from slotnb.train import *; fit(TrainConfig(**eval(sys.argv[1])), show_progress=False, save_every=float(sys.argv[2]))'

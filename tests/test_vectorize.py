@@ -5,11 +5,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 import pandas as pd, pytest, torch
 from conftest import DATA, ROOT
-from slotnb import sweep as sweep_module, train, vectorize as vectorize_module
+from slotnb import sweep as sweep_module
+from slotnb import train
+from slotnb.fast import many_models as vectorize_module
 from slotnb.core import SlotnbError, write_json
 from slotnb.sweep import SweepConfig, sweep
-from slotnb.train import Batches, RunData, RunState, TrainConfig, fit, load_run
-from slotnb.vectorize import _start, epochs_done, fit_many, vectorize, why_failed
+from slotnb.features import LazyFeatures
+from slotnb.runs.inputs import RunData
+from slotnb.runs.folder import RunState
+from slotnb.runs.config import TrainConfig
+from slotnb.train import fit
+from slotnb.evaluate import load_run
+from slotnb.fast.many_models import _start, fit_many, vectorize
+from slotnb.runs.folder import epochs_done, why_failed
 
 BASE = TrainConfig(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, slot_dim=32, hidden_dim=32, device='cpu')
 CANCELLED = 'slot_attention.norm_slots.bias'  # the softmax over slots cancels it: its gradient is rounding, and Adam makes steps of that
@@ -22,7 +30,7 @@ def few_features(monkeypatch):
     def prepared(config, show_progress):
         feats = torch.randn(15, 16, 24, generator=torch.Generator().manual_seed(0)) * torch.linspace(0.5, 2, 24)
         scale = config.feature_std / feats.std().item() if config.feature_std else 1.0
-        part = lambda a, b: Batches(feats[a:b] * scale)
+        part = lambda a, b: LazyFeatures(feats[a:b] * scale)
         return RunData(part(0, 12), part(12, 15), None, part(0, 15), dict(dim=24, grid=[4, 4]), scale, {})
 
     for module in (train, vectorize_module):

@@ -5,7 +5,7 @@ import numpy as np, pytest
 from slotnb.core import SlotnbError
 
 av = pytest.importorskip('av')
-from slotnb.video import VideoFrames
+from slotnb.formats.video import VideoFrames
 
 RNG = np.random.default_rng(0)
 FRAMES = [
@@ -44,7 +44,7 @@ def film(path, codec='libx264', pix_fmt='yuv420p', frames=FRAMES, rate=10, times
 )
 def test_any_frame_in_any_order(tmp_path, name, codec, options):
     ds = VideoFrames(film(tmp_path / name, codec, rate=25, **options), max_frames=0, progress=False)
-    assert len(ds) == 30 and ds.scenes == [name.rsplit('.', 1)[0]] and not ds.has_truth
+    assert len(ds) == 30 and ds.scenes == [name.rsplit('.', 1)[0]] and not ds.has_ground_truth
     assert [number(s.image) for s in ds] == [s.frame for s in ds] == list(range(30))
     for i in [*RNG.permutation(30).tolist(), 5, 5, 6, 4]:
         assert number(ds[i].image) == i
