@@ -212,3 +212,29 @@ def _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, sh
             with atomic_path(path) as tmp:
                 tmp.write_bytes(save(dict(feats=torch.cat(feats))))
     return done / (time.perf_counter() - since) if done else None
+
+from typing import Callable
+from .core import batches
+
+
+class LazyFeatures:
+    def __init__(self, feats, change=None, index=None, device='cpu'):
+        self.feats, self.change, self.device = feats, change, torch.device(device)
+        self.index = torch.arange(len(feats)) if index is None else index
+        self.shape = torch.Size((len(self.index), *feats.shape[1:]))
+    def __len__(self): return self.shape[0]
+    def __getitem__(self, i):
+        index = self.index[i.cpu() if isinstance(i, Tensor) else i]
+        x = self.feats[index.reshape(-1)].to(self.device)
+        x = self.change(x) if self.change else x
+        return x if index.ndim else x[0]
+    def load(self):
+        out, done = torch.empty(self.shape, device=self.device), 0
+        for x in batches(self):
+            out[done:done + len(x)] = x
+            done += len(x)
+        return out
+
+
+def to_device(x, device): return x.pin_memory().to(device, non_blocking=True) if device.type == 'cuda' else x
+def gather(feats, index): return feats[to_device(index, feats.device) if isinstance(feats, Tensor) else index]

@@ -62,7 +62,9 @@ class ImageFolder(Dataset):
                 raise SlotnbError(
                     f'{other} and {f.name} differ only in their ending; rename one, a mask could not tell them apart'
                 )
-        entries = [Entry(name, 0, (f, masks / f'{name}.png' if self.has_ground_truth else None)) for name, f in names.items()]
+        entries = [
+            Entry(name, 0, (f, masks / f'{name}.png' if self.has_ground_truth else None)) for name, f in names.items()
+        ]
         without = [e for e in entries if self.has_ground_truth and not os.path.lexists(e.where[1])]
         if without and not skip_broken:
             raise SlotnbError(_no_mask(*without[0].where) + f' ({len(without)} of {len(entries)} images have none)')

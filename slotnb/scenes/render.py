@@ -17,7 +17,23 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from ..core import SlotnbError, read_json, write_json
-from .physics import CAMERA, CLIP, FPS, GRAVITY, INTRINSICS, MATERIALS, ScenePlan, Thing, camera_axes, need, parse_metal, pixels_needed, plan_scene, project, scene_seed
+from slotnb.scenes.physics import (
+    CAMERA,
+    CLIP,
+    FPS,
+    GRAVITY,
+    INTRINSICS,
+    MATERIALS,
+    ScenePlan,
+    Thing,
+    camera_axes,
+    need,
+    parse_metal,
+    pixels_needed,
+    plan_scene,
+    project,
+    scene_seed,
+)
 
 # %% ../../nbs/scenes/render.ipynb #cell-4
 def _mitsuba():
