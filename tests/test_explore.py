@@ -17,7 +17,21 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.train import fit
 from slotnb.runs.folder import is_kept, load_tracked_masks
 from slotnb.fast.many_models import fit_many
-from slotnb.explorer.views import NUMBERS, Replay, State, Viewer, find_runs, numbers, query, runs_page, same_place, scene_page, segment_colors, training_page, words
+from slotnb.explorer.views import (
+    NUMBERS,
+    Replay,
+    State,
+    Viewer,
+    find_runs,
+    numbers,
+    query,
+    runs_page,
+    same_place,
+    scene_page,
+    segment_colors,
+    training_page,
+    words,
+)
 
 FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu')
 

@@ -6,7 +6,18 @@ from pathlib import Path
 from conftest import DATA
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders, Sample
-from slotnb.feature_card import card, effective_rank, feature_card, fit_embedding, foreground_iou, neighbour_cosine, outlier_norm, patch_labels, precision_error, spectrum
+from slotnb.feature_card import (
+    card,
+    effective_rank,
+    feature_card,
+    fit_embedding,
+    foreground_iou,
+    neighbour_cosine,
+    outlier_norm,
+    patch_labels,
+    precision_error,
+    spectrum,
+)
 from slotnb.normalizer import Normalizer
 
 GRID = (6, 8)

@@ -1,48 +1,82 @@
 "Training: exact resuming after SIGKILL, checkpoints, and that nothing is ever unpickled."
 
-import ast, csv, os, signal, subprocess, sys, time
+import ast
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
 from dataclasses import replace
-from pathlib import Path
-import pytest, torch
+import pytest
+import torch
 from conftest import DATA, ROOT
-from slotnb.core import SlotnbError
-from slotnb.runs.config import TrainConfig
-from slotnb.train import build, fit, warm_start
+from slotnb.core import SlotnbError, write_json
 from slotnb.evaluate import evaluate, load_run
-from slotnb.runs.folder import load_tensors
+from slotnb.model import build
+from slotnb.runs.checkpoints import load_tensors, warm_start
+from slotnb.runs.config import TrainConfig
+from slotnb.train import fit
 
-SMALL = dict(data_dir=str(DATA), num_epochs=24, warmup_epochs=2, slot_dim=64, hidden_dim=64, device='cpu')
-CODE = 'import sys; from slotnb.train import *; fit(TrainConfig(**eval(sys.argv[1])), show_progress=False, save_every=float(sys.argv[2]))'
+SMALL = dict(data_dir=str(DATA), num_epochs=12, warmup_epochs=2, slot_dim=64, hidden_dim=64, device='cpu')
+# trains, and kills itself after the row of an epoch is written and before its state is saved
+CODE = """
+import os, signal, sys
+from slotnb.runs import folder
+from slotnb.runs.config import TrainConfig
+from slotnb.train import fit
+
+append, kill_at = folder._append, int(sys.argv[2])
 
 
-def start(config, save_every=0.0):
-    return subprocess.Popen(
-        [sys.executable, '-c', CODE, repr(config), str(save_every)], env=os.environ | dict(OMP_NUM_THREADS='1')
-    )
+def append_and_die(path, row):
+    append(path, row)
+    if row['epoch'] == kill_at:
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
-def lines(path):
-    return path.read_text().splitlines() if path.exists() else []
+folder._append = append_and_die
+fit(TrainConfig(**eval(sys.argv[1])), show_progress=False, save_every=float(sys.argv[3]))
+"""
 
 
-@pytest.mark.parametrize('normalizer', ['instance', 'dataset'])
-def test_sigkill_and_resume_equals_uninterrupted(tmp_path, normalizer):
-    whole, killed = (SMALL | dict(save_dir=str(tmp_path / name), normalizer=normalizer) for name in ('whole', 'killed'))
-    assert start(whole).wait() == 0
-    metrics = tmp_path / 'killed/dinov2_vits14/metrics.csv'
-    for at in (5, 14):  # killed twice, at places that the saved state knows nothing of
-        process = start(killed, 0.05)
-        while len(lines(metrics)) <= at and process.poll() is None:
-            time.sleep(0.005)
-        assert process.poll() is None, 'the run was over before it could be killed'
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    assert len(lines(metrics)) < 25
-    assert start(killed).wait() == 0
-    a, b = ((tmp_path / name / 'dinov2_vits14/metrics.csv').read_bytes() for name in ('whole', 'killed'))
-    assert a == b and len(a.splitlines()) == 25
+def run(config, kill_at=-1, save_every=0.0):
+    command = [sys.executable, '-c', CODE, repr(config), str(kill_at), str(save_every)]
+    return subprocess.run(command, env=os.environ | dict(OMP_NUM_THREADS='1')).returncode
+
+
+@pytest.mark.parametrize(
+    'settings',
+    [dict(), dict(normalizer='dataset'), dict(engine='fast'), dict(engine='fast', decoder='mlp')],
+    ids=lambda s: '-'.join(s.values()) or 'default',
+)
+def test_sigkill_and_resume_equals_uninterrupted(tmp_path, few_scenes, settings):
+    "Killed before anything was saved, with an old state, and with the last epoch's state: equal to the last digit."
+    data = dict(data_dir=str(few_scenes))
+    whole, killed = (SMALL | data | settings | dict(save_dir=str(tmp_path / name)) for name in ('whole', 'killed'))
+    assert run(whole) == 0
+    for kill_at, save_every in ((1, 1e9), (4, 0.0), (7, 1e9)):
+        assert run(killed, kill_at, save_every) == -signal.SIGKILL
+    assert len((tmp_path / 'killed/dinov2_vits14/metrics.csv').read_text().splitlines()) == 9
+    assert run(killed) == 0
+    for name in ('metrics.csv', 'epochs.safetensors'):
+        a, b = ((tmp_path / side / 'dinov2_vits14' / name).read_bytes() for side in ('whole', 'killed'))
+        assert a == b, name
     a, b = (load_run(tmp_path / name / 'dinov2_vits14').model.state_dict() for name in ('whole', 'killed'))
     assert all(a[k].equal(b[k]) for k in a)
+    about = json.loads((tmp_path / 'killed/dinov2_vits14/config.json').read_text())
+    assert len(about['trained_with']) == 1 and about['trained_with'][0].startswith(settings.get('engine', 'torch'))
+
+
+def test_another_engine_is_recorded(tmp_path, few_scenes):
+    "A machine that computes the fast step otherwise resumes the run, and config.json says so."
+    config = TrainConfig(**SMALL | dict(data_dir=str(few_scenes), num_epochs=1, save_dir=str(tmp_path)))
+    path = fit(config, show_progress=False) / 'config.json'
+    about = json.loads(path.read_text())
+    write_json(path, about | dict(trained_with=['fast, fp32: compiled, AVX512']))
+    fit(config, show_progress=False)
+    assert json.loads(path.read_text())['trained_with'] == ['fast, fp32: compiled, AVX512', 'torch, fp32']
+    assert 'the numbers may differ' in (path.parent / 'train.log').read_text()
 
 
 def test_seed_decides(tmp_path):
@@ -79,7 +113,7 @@ def test_nothing_is_pickled(tmp_path):
     run_dir = fit(TrainConfig(**SMALL | dict(num_epochs=1, save_dir=str(tmp_path))), False)
     evaluate(run_dir, False)
     assert {p.suffix for p in run_dir.iterdir()} <= {'.safetensors', '.json', '.csv', '.log'}
-    for path in (ROOT / 'slotnb').glob('*.py'):
+    for path in (ROOT / 'slotnb').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
                 assert 'pickle' not in {n.name for n in node.names}, path
