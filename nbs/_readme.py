@@ -11,7 +11,7 @@ from _filter import own_links
 
 ROOT = Path(__file__).parent.parent
 MAP = '## The map\n\n'
-INTRO = 'Every page in the order of reading. The core notebooks build on each other; each room can be read on its own.'
+INTRO = 'Every page in the order of reading. Only the core notebooks build on each other; the rest can be read in any order.'
 
 
 def title_cell(path):

@@ -41,8 +41,8 @@ def test_the_core_is_numbered_in_the_order_of_reading():
     assert [int(Path(p).name[:2]) for p in core] == [*range(len(core))]
 
 
-def test_the_rooms_follow_the_core_and_hold_their_own_folder():
-    rooms = {
+def test_each_section_holds_its_own_folder():
+    folder_of = {
         'Core': 'nbs',
         'Explorer': 'nbs/explorer',
         'Formats': 'nbs/formats',
@@ -53,10 +53,10 @@ def test_the_rooms_follow_the_core_and_hold_their_own_folder():
         'Guides': 'guides',
         'Reports': 'reports',
     }
-    assert [*SECTIONS] == [*rooms]
+    assert [*SECTIONS] == [*folder_of]
     for section, pages in SECTIONS.items():
         folders = {str(Path(p).parent) for p in pages if p != 'nbs/explore.ipynb'}
-        assert folders == {rooms[section]}, section
+        assert folders == {folder_of[section]}, section
 
 
 def test_the_map_is_the_sidebar():
