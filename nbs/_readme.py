@@ -11,7 +11,7 @@ from _filter import own_links
 
 ROOT = Path(__file__).parent.parent
 MAP = '## The map\n\n'
-INTRO = 'Every page in the order of reading. Only the core notebooks build on each other; the rest can be read in any order.'
+INTRO = 'Every page in the order of reading. The core notebooks build on each other; the rest can be read in any order.'
 
 
 def title_cell(path):
@@ -47,6 +47,7 @@ def write_map(root=ROOT):
 def readme(root=ROOT):
     "README.md as text, its pictures by path. A picture's alt text is its cell's `fig-alt`; directives are dropped."
     nb, alts = nbformat.read(root / 'nbs/index.ipynb', 4), []
+    nb.metadata.language_info = dict(name='python')  # colors the code on GitHub
     for cell in nb.cells:
         if cell.cell_type == 'markdown':
             cell.source = own_links(cell.source, root, '', root)
