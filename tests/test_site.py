@@ -8,13 +8,6 @@ from bs4 import BeautifulSoup
 from conftest import ROOT
 
 ARTIFACTS = ROOT / 'tests/_artifacts'
-NESTED = (
-    'nbs/index.html',
-    'nbs/formats/images.html',
-    'nbs/appendix/parts.html',
-    'guides/tutorial.html',
-    'reports/claims.html',
-)
 spec = importlib.util.spec_from_file_location('_docs', ROOT / 'nbs/_docs.py')
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
@@ -106,15 +99,18 @@ def test_every_module_shows_its_api_with_links_to_its_source(site):
 
 
 def test_pages_link_to_each_other_from_any_depth(site):
-    "Links between pages of different folders, as a reader of each depth finds them."
-    pages = {n: BeautifulSoup((site / n).read_text(), 'html.parser') for n in NESTED}
-    for name, page in pages.items():
-        inside = {
-            (Path(name).parent / a['href'].split('#')[0])
-            for a in page.find('main').find_all('a', href=re.compile(r'^[^:#]+\.html'))
-        }
-        folders = {(site / p).resolve().parent.relative_to(site.resolve()).as_posix() for p in inside}
-        assert folders - {str(Path(name).parent)}, f'{name} links to no page of another folder'
+    "Names of pages, symbols and the sidebar lead from one folder to another; that the links exist is tested above."
+    page = lambda name: BeautifulSoup((site / name).read_text(), 'html.parser')
+    links = lambda part: {a['href'] for a in part.find_all('a', href=True)}
+    home = links(page('nbs/index.html').find('main'))
+    assert {'05_slot_attention.html', 'formats/movi.html', '../guides/tutorial.html', '../reports/claims.html'} <= home
+    sidebar = links(page('nbs/formats/movi.html').find(id='quarto-sidebar'))
+    assert {'movi.html', '../05_slot_attention.html', '../scenes/render.html', '../../guides/tutorial.html'} <= {
+        h.removeprefix('./') for h in sidebar
+    }
+    nested = [p.relative_to(site).as_posix() for p in site.glob('nbs/*/*.html')]
+    symbols = {h for n in nested for h in links(page(n).find('main')) if re.match(r'[\w./]+\.html#', h)}
+    assert symbols, 'nbdev linked no symbol of a nested module'
 
 
 # ---- what both builders read; Quarto is in no package registry, so it renders first in .github/workflows/docs.yml
