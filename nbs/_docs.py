@@ -1,64 +1,86 @@
-"""`make docs`: the site in `_docs`, by Quarto where it is installed, by smalldocs where it is not, and every link, anchor and picture checked.
-Both read the same `_quarto.yml`, and both see notebooks through `_filter.py`."""
+"""`make docs`: the site in `_docs`, built by Quarto where it is installed and by smalldocs where it is not.
+As with nbdev, every notebook is first filtered into `_proc`, and both builders read that folder.
+Then every link, anchor and picture is checked."""
 
 import os, re, shutil, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from urllib.parse import unquote, urlsplit
 import yaml
 from bs4 import BeautifulSoup
 
-sys.path.insert(0, str(Path(__file__).parent))  # workers start with nothing
+sys.path.insert(0, str(Path(__file__).parent))  # for the worker processes too
 from _filter import write_for_readers
 
 ROOT = Path(__file__).parent.parent
-INSTALL = '''Quarto is not installed, so smalldocs builds the pages: the same texts and pictures in a simpler dress.
-The published site is Quarto's; to have it here: https://quarto.org/docs/get-started/'''
+INSTALL = '''Quarto is not installed, so smalldocs builds the pages: the same text and pictures as plain HTML.
+The published site is built by Quarto; to build it here, install Quarto: https://quarto.org/docs/get-started/'''
+
+
+def hrefs(entries):
+    for e in entries:
+        if isinstance(e, str):
+            yield e
+        else:
+            yield from hrefs([e['href']] if 'href' in e else [])
+            yield from hrefs(e.get('contents', []))
 
 
 def sources(root):
-    "The files that `_quarto.yml` renders."
-    wanted = yaml.safe_load((root / '_quarto.yml').read_text())['project']['render']
-    return sorted({p for pattern in wanted for p in root.glob(pattern) if not p.name.startswith('_')})
+    "The pages in the order of reading: the sidebar of `_quarto.yml` is the one list of them."
+    sidebar = yaml.safe_load((root / '_quarto.yml').read_text())['website']['sidebar']
+    return [root / h for h in hrefs(sidebar['contents'])]
 
 
-def build_without_quarto(root, out):
-    "The filter on every notebook whose copy is older than itself or the package, then smalldocs."
-    from smalldocs.config import load
-    from smalldocs.site import Site
-
-    proc, todo = root / '_proc', []
-    if {p.relative_to(proc) for p in proc.rglob('*.ipynb')} != {
-        p.relative_to(root) for p in sources(root) if p.suffix == '.ipynb'
-    }:
-        shutil.rmtree(proc, ignore_errors=True)  # links change with names
+def filter_pages(root):
+    "Filter every notebook whose copy in `_proc` is older than the notebook or the package; returns `_proc`."
+    proc, todo, pages = root / '_proc', [], sources(root)
+    copies = [proc / p.relative_to(root) for p in pages]
+    if set(proc.rglob('*.ipynb')) != {p for p in copies if p.suffix == '.ipynb'}:
+        shutil.rmtree(proc, ignore_errors=True)  # links depend on the names of all notebooks
     proc.mkdir(exist_ok=True)
-    newest = max(p.stat().st_mtime for p in (root / 'settings.ini', *root.glob('slotnb/*.py'), *root.glob('nbs/_*.py')))
-    for p in sources(root):
-        dst = proc / p.relative_to(root)
-        if dst.exists() and dst.stat().st_mtime > max(newest, p.stat().st_mtime):
+    newest = max(
+        p.stat().st_mtime for p in (root / 'settings.ini', *root.glob('slotnb/**/*.py'), *root.glob('nbs/_*.py'))
+    )
+    for p, copy in zip(pages, copies):
+        if copy.exists() and copy.stat().st_mtime > max(newest, p.stat().st_mtime):
             continue
         if p.suffix == '.ipynb':
-            todo.append((p, dst))
+            todo.append((p, copy))
         else:
-            shutil.copy(p, dst)
+            shutil.copy(p, copy)
     with ProcessPoolExecutor(mp_context=get_context('spawn')) as pool:
         list(pool.map(write_for_readers, *zip(*todo))) if todo else None
     for name in ('_quarto.yml', 'nbs/styles.css'):
         shutil.copy(root / name, proc / name)
-    site = Site(load(proc), quiet=True)
+    return proc
+
+
+def build_with_quarto(root, out):
+    proc = filter_pages(root)
+    subprocess.run(['quarto', 'render', str(proc)], check=True, env=os.environ | {'QUARTO_PYTHON': sys.executable})
+    shutil.rmtree(out, ignore_errors=True)
+    shutil.move(proc / '_docs', out)
+
+
+def build_without_quarto(root, out):
+    from smalldocs.config import load
+    from smalldocs.site import Site
+
+    site = Site(load(filter_pages(root)), quiet=True)
     shutil.rmtree(out, ignore_errors=True)
     site.out = out
     site.build()
 
 
 def front_door(out):
-    "The address of the site's folder leads home."
+    "The address of the site's folder leads to its home page."
     if not (out / 'index.html').exists():
         (out / 'index.html').write_text(
             '<!doctype html><html lang="en"><head><meta charset="utf-8"><title>slotnb</title>'
-            '<meta http-equiv="refresh" content="0; url=nbs/index.html"></head><body><a href="nbs/index.html">slotnb</a></body></html>\n'
+            '<meta http-equiv="refresh" content="0; url=nbs/index.html"></head>'
+            '<body><a href="nbs/index.html">slotnb</a></body></html>\n'
         )
 
 
@@ -66,7 +88,7 @@ def check(
     out,  # folder of a built site
     root=ROOT,  # the repository, for links into its sources
 ):  # one sentence for each thing that is wrong
-    "Every link inside the site, every anchor, every picture and its alt text; no directive and no path of a machine in what is read."
+    "Check every link inside the site, every anchor, every picture and its alt text; no directive, no local path."
     pages = {
         p.relative_to(out).as_posix(): BeautifulSoup(p.read_text(), 'html.parser')
         for p in sorted(out.rglob('*.html'))
@@ -144,7 +166,7 @@ def check(
 
 def main(out=ROOT / '_docs'):
     if shutil.which('quarto'):
-        subprocess.run(['quarto', 'render', str(ROOT)], check=True, env=os.environ | {'QUARTO_PYTHON': sys.executable})
+        build_with_quarto(ROOT, out)
     else:
         print(INSTALL)
         build_without_quarto(ROOT, out)

@@ -1,31 +1,41 @@
-"Quarto's ipynb filter: nbdev's directives and cross links, for notebooks that stand one folder deep. The site without Quarto calls it too."
+"A notebook as the site shows it: nbdev's directives obeyed, the API shown, names linked. Called by `_docs.py`."
 
-import io, os, re, sys
+import io, os, re
 from contextlib import redirect_stdout
-from json import loads
 from pathlib import Path
 
 
-def pages_of_modules(folder):
-    "What nbdev takes for a module's page (`plots.html`) and the notebook that it is (`40_plots.ipynb`)."
-    return {re.sub(r'^\d+_', '', p.stem): p.name for p in sorted(folder.glob('[0-9]*_*.ipynb'))}
+def pages_of_modules(
+    root,  # the repository
+):  # page as nbdev names it: notebook, both relative to `root`
+    "nbdev drops the number of a notebook: the page of `nbs/05_slot_attention.ipynb` is `nbs/slot_attention` for it."
+    notebooks = [p.relative_to(root) for p in sorted(root.glob('nbs/**/[!_.]*.ipynb'))]
+    return {(p.parent / re.sub(r'^\d+_', '', p.stem)).as_posix(): p for p in notebooks}
 
 
-def own_links(text, root, site):
-    """Links to the published site become links to notebooks, which are right in every copy of the site, and the name of a notebook
-    (`40_plots`, `reports/claims`) becomes a link to it. Code keeps its backticks."""
-    notebooks, fenced, lines = pages_of_modules(root / 'nbs'), False, text.splitlines(True)
-    symbol, name = (
-        re.compile(rf'\[`([^`]+)`\]\({re.escape(site)}nbs/(\w+)\.html(#[^)]*)?\)'),
-        re.compile(r'(?<!\[)`((?:(?:nbs|reports|guides)/)?\w+)`'),
-    )
+def own_links(
+    text,  # markdown
+    root,  # the repository
+    site,  # address of the published site, with a slash at the end
+    folder,  # folder from which the links start
+):
+    """Links to the published site become relative links to notebooks, and the name of a notebook in backticks
+    (`05_slot_attention`, `formats/movi`, `reports/claims`) becomes a link to it. Code blocks keep their backticks."""
+    pages, fenced, lines = pages_of_modules(root), False, text.splitlines(True)
+    symbol = re.compile(rf'\[`([^`]+)`\]\({re.escape(site)}([\w/]+)\.html(#[^)]*)?\)')
+    name = re.compile(r'(?<!\[)`((?:\w+/)*\w+)`')
+
+    def link(label, page, anchor=''):
+        return f'[`{label}`]({Path(os.path.relpath(root / page, folder)).as_posix()}{anchor})'
 
     def to_symbol(m):
-        return f'`{m[1]}`' if fenced or m[2] not in notebooks else f'[`{m[1]}`](../nbs/{notebooks[m[2]]}{m[3] or ""})'
+        return f'`{m[1]}`' if fenced or m[2] not in pages else link(m[1], pages[m[2]], m[3] or '')
 
     def to_page(m):
-        path = m[1] if '/' in m[1] else f'nbs/{m[1]}' if m[1][0].isdigit() else None
-        return f'[{m[0]}](../{path}.ipynb)' if path and not fenced and (root / f'{path}.ipynb').exists() else m[0]
+        if fenced or not ('/' in m[1] or m[1][0].isdigit()):
+            return m[0]
+        found = [p for p in (f'{m[1]}.ipynb', f'nbs/{m[1]}.ipynb') if (root / p).is_file()]
+        return link(m[1], found[0]) if found else m[0]
 
     for i, line in enumerate(lines):
         fenced ^= line.startswith('```')
@@ -33,26 +43,27 @@ def own_links(text, root, site):
     return ''.join(lines)
 
 
-def for_readers(text, folder):
-    "A notebook's JSON as the site shows it: directives obeyed, API shown, symbols linked. `folder` holds it."
+def for_readers(
+    path,  # a notebook of this repository
+):  # its JSON as the site shows it
+    "Run nbdev's processors on a notebook, fold the code of reports, and link names to pages."
     os.environ['IN_TEST'] = '1'
-    from execnb.nbio import dict2nb, nb2str
+    from execnb.nbio import nb2str, read_nb
     from nbdev.config import get_config
     from nbdev.processors import FilterDefaults
 
-    nb, cfg = dict2nb(loads(text)), get_config(path=folder)
-    nb.path_ = folder / 'notebook.ipynb'  # Quarto doesn't tell the name
+    nb, cfg = read_nb(path), get_config(path=path.parent)
     with redirect_stdout(io.StringIO()):
-        FilterDefaults()(nb)  # what processors print must not get into the notebook
+        FilterDefaults()(nb)
     nb.metadata.pop('widgets', None)
-    where = cfg.config_path, f'{cfg.doc_host}{cfg.doc_baseurl}/'
+    where = cfg.config_path, f'{cfg.doc_host}{cfg.doc_baseurl}/', path.parent
     for cell in nb.cells:
         if cell.cell_type == 'raw':
             cell.source = re.sub(
                 r'^output-file:.*\n', '', cell.source, flags=re.M
             )  # a page is named after its notebook
-        if cell.cell_type == 'code' and folder.name == 'reports' and cell.source.strip():
-            cell.source = f'#| code-fold: true\n{cell.source}'  # read for its figures
+        if cell.cell_type == 'code' and path.parent.name == 'reports' and cell.source.strip():
+            cell.source = f'#| code-fold: true\n{cell.source}'  # reports are read for their figures
         if cell.cell_type == 'markdown':
             cell.source = own_links(cell.source, *where)
         for data in (o['data'] for o in cell.get('outputs', []) if 'data' in o):
@@ -63,8 +74,4 @@ def for_readers(text, folder):
 
 def write_for_readers(src, dst):
     dst.parent.mkdir(parents=True, exist_ok=True)
-    dst.write_text(for_readers(src.read_text(), src.parent))
-
-
-if __name__ == '__main__':
-    print(for_readers(sys.stdin.read(), Path.cwd()), end='')
+    dst.write_text(for_readers(src))

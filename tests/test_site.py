@@ -1,6 +1,6 @@
-"The documentation's site, built by the route that needs no Quarto: every link, anchor and picture, in words and in a real browser."
+"The documentation's site, built without Quarto: every link, anchor and picture, as text and in a real browser."
 
-import ast, http.server, importlib.util, json, re, shutil, subprocess, sys, threading
+import ast, http.server, importlib.util, json, re, shutil, threading
 from functools import partial
 from pathlib import Path
 import pytest, yaml
@@ -11,7 +11,8 @@ ARTIFACTS = ROOT / 'tests/_artifacts'
 spec = importlib.util.spec_from_file_location('_docs', ROOT / 'nbs/_docs.py')
 docs = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(docs)
-NOTEBOOKS = [p for folder in ('nbs', 'guides', 'reports') for p in sorted((ROOT / folder).glob('[!_]*.ipynb'))]
+NOTEBOOKS = [p for p in docs.sources(ROOT) if p.suffix == '.ipynb']  # all of them: tests/test_reading_order.py
+MODULES = sorted((ROOT / 'slotnb').rglob('[a-z]*.py'))
 
 
 @pytest.fixture(scope='session')
@@ -35,28 +36,7 @@ def address(site):
         server.shutdown()
 
 
-# ---- what is listed, what is shown
-
-
-def hrefs(entries):
-    for e in entries:
-        if isinstance(e, str):
-            yield e
-        else:
-            yield from hrefs([e['href']] if 'href' in e else [])
-            yield from hrefs(e.get('contents', []))
-
-
-def test_every_notebook_is_rendered_and_in_the_sidebar():
-    config = yaml.safe_load((ROOT / '_quarto.yml').read_text())
-    listed = [*hrefs(config['website']['sidebar']['contents'])]
-    assert not [h for h in listed if not (ROOT / h).is_file()], 'the sidebar lists a page that is not there'
-    assert len(listed) == len(set(listed))
-    own = {str(p.relative_to(ROOT)) for p in NOTEBOOKS}
-    assert own <= {str(p.relative_to(ROOT)) for p in docs.sources(ROOT)}, (
-        'a folder of notebooks is missing from `render`'
-    )
-    assert own <= set(listed), f'not in the sidebar: {own - set(listed)}'
+# ---- what is shown
 
 
 def test_links_anchors_pictures_and_alt_texts(site):
@@ -68,8 +48,8 @@ def test_the_checker_names_what_is_broken(site, tmp_path):
     "One break of each kind in a copy; each is named, and nothing else."
     copy = tmp_path / 'site'
     shutil.copytree(site, copy)
-    (copy / 'nbs/32_losses.html').unlink()  # the sidebar of every page, and the map at home, lead to it
-    page = copy / 'nbs/44_diagnostics.html'
+    (copy / 'nbs/07_losses.html').unlink()  # the sidebar of every page and the map of the home page lead to it
+    page = copy / 'nbs/12_diagnostics.html'
     breaks = {
         'nowhere.html': '<a href="nowhere.html">x</a>',
         '08_model.html#no-such-part': '<a href="08_model.html#no-such-part">x</a>',
@@ -86,63 +66,70 @@ def test_the_checker_names_what_is_broken(site, tmp_path):
     page.write_text(text.replace('</main>', ''.join(breaks.values()) + '</main>'))
     problems = docs.check(copy)
     for what in breaks:
-        said = [p for p in problems if what in p]
-        assert len(said) == 1 and said[0].startswith('nbs/44_diagnostics.html: '), (what, said)
-    rest = [p for p in problems if not p.startswith('nbs/44_diagnostics.html: ') or '07_losses' in p]
+        named = [p for p in problems if what in p]
+        assert len(named) == 1 and named[0].startswith('nbs/12_diagnostics.html: '), (what, named)
+    rest = [p for p in problems if not p.startswith('nbs/12_diagnostics.html: ') or '07_losses' in p]
     assert (
-        'nbs/32_losses.html is missing' in rest and all('07_losses' in p for p in rest) and len(rest) > len(NOTEBOOKS)
+        'nbs/07_losses.html is missing' in rest and all('07_losses' in p for p in rest) and len(rest) > len(NOTEBOOKS)
     )
 
 
-def public(module):
-    tree = ast.parse((ROOT / f'slotnb/{module}.py').read_text())
+def public(path):
+    "The public functions and classes of a module's file."
+    tree = ast.parse(path.read_text())
     names = next(
         ast.literal_eval(n.value) for n in tree.body if isinstance(n, ast.Assign) and n.targets[0].id == '__all__'
     )
     return [n.name for n in tree.body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name in names]
 
 
+def notebook_of(path):
+    "The notebook that exports a module, relative to the root; nbdev names it in the module's first lines."
+    return Path(re.search(r'File to edit: (?:\.\./)*(\S+\.ipynb)', path.read_text())[1])
+
+
 def test_every_module_shows_its_api_with_links_to_its_source(site):
-    by_module = {re.sub(r'^\d+_', '', p.stem): p.stem for p in NOTEBOOKS if p.stem[0].isdigit()}
-    for path in sorted((ROOT / 'slotnb').glob('[a-z]*.py')):
-        page = BeautifulSoup((site / f'nbs/{by_module[path.stem]}.html').read_text(), 'html.parser')
+    for path in MODULES:
+        page = BeautifulSoup((site / notebook_of(path).with_suffix('.html')).read_text(), 'html.parser')
         shown = {h.get_text(strip=True) for h in page.find_all('h3', id=True)}
-        assert set(public(path.stem)) <= shown, f'{path.stem}: {set(public(path.stem)) - shown} is not on its page'
+        assert set(public(path)) <= shown, f'{path.stem}: {set(public(path)) - shown} is not on its page'
         sources = [a['href'] for a in page.find_all('a', string='source')]
-        assert len(sources) >= len(public(path.stem)) and all(f'/slotnb/{path.name}#L' in h for h in sources)
+        name = path.relative_to(ROOT).as_posix()
+        assert len(sources) >= len(public(path)) and all(f'/{name}#L' in h for h in sources)
 
 
-@pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda p: f'{p.parent.name}/{p.stem}')
-def test_title_cell(path):
-    "nbdev makes the title cell into title and description and drops what else is in it."
-    first = next(''.join(c['source']) for c in json.loads(path.read_text())['cells'] if c['cell_type'] == 'markdown')
-    assert re.fullmatch(r'# \S[^\n]*\n\n> \S[^\n]*\n?', first), (
-        f'{path.name}: a title, an empty line, one line that begins with "> ", and no more: {first[:200]!r}'
-    )
+def test_pages_link_to_each_other_from_any_depth(site):
+    "Names of pages, symbols and the sidebar lead from one folder to another; that the links exist is tested above."
+    page = lambda name: BeautifulSoup((site / name).read_text(), 'html.parser')
+    links = lambda part: {a['href'] for a in part.find_all('a', href=True)}
+    home = links(page('nbs/index.html').find('main'))
+    assert {'05_slot_attention.html', 'formats/movi.html', '../guides/tutorial.html', '../reports/claims.html'} <= home
+    sidebar = links(page('nbs/formats/movi.html').find(id='quarto-sidebar'))
+    assert {'movi.html', '../05_slot_attention.html', '../scenes/render.html', '../../guides/tutorial.html'} <= {
+        h.removeprefix('./') for h in sidebar
+    }
+    nested = [p.relative_to(site).as_posix() for p in site.glob('nbs/*/*.html')]
+    symbols = {h for n in nested for h in links(page(n).find('main')) if re.match(r'[\w./]+\.html#', h)}
+    assert symbols, 'nbdev linked no symbol of a nested module'
 
 
-# ---- what Quarto calls; Quarto itself can't be had from a package registry, so its own rendering is first seen by .github/workflows/docs.yml
+# ---- what both builders read; Quarto is in no package registry, so it renders first in .github/workflows/docs.yml
 
 
 @pytest.mark.parametrize(
-    'path',
+    'name',
     [
-        ROOT / p
-        for p in ('nbs/30_slot_attention.ipynb', 'nbs/32_losses.ipynb', 'nbs/index.ipynb', 'reports/claims.ipynb')
+        'nbs/05_slot_attention',
+        'nbs/07_losses',
+        'nbs/formats/movi',
+        'nbs/appendix/plots',
+        'nbs/index',
+        'reports/claims',
     ],
-    ids=lambda p: p.stem,
 )
-def test_the_filter_as_quarto_calls_it(path):
-    "In the notebook's folder, the notebook on stdin, and nothing but a notebook on stdout."
-    done = subprocess.run(
-        [sys.executable, ROOT / 'nbs/_filter.py'],
-        input=path.read_text(),
-        capture_output=True,
-        text=True,
-        cwd=path.parent,
-    )
-    assert done.returncode == 0, done.stderr
-    before, after = json.loads(path.read_text()), json.loads(done.stdout)
+def test_the_filtered_notebook(site, name):
+    path = ROOT / f'{name}.ipynb'
+    before, after = json.loads(path.read_text()), json.loads((ROOT / f'_proc/{name}.ipynb').read_text())
     src = lambda c: ''.join(c['source'])
     alts = lambda nb: [
         line for c in nb['cells'] for line in src(c).splitlines() if line.startswith('#| fig-alt:') and c['outputs']
@@ -160,12 +147,34 @@ def test_the_filter_as_quarto_calls_it(path):
         for o in c['outputs']
         if 'text/markdown' in o.get('data', {})
     ]
-    if path.stem[0].isdigit():
-        for name in public(path.stem[3:]):
-            assert any(f'### {name}\n' in s for s in shown), f'no API of {name}'
+    modules = [m for m in MODULES if notebook_of(m) == path.relative_to(ROOT)]
+    for module in modules:
+        for public_name in public(module):
+            assert any(f'### {public_name}\n' in s for s in shown), f'no API of {public_name}'
         assert not any('github.io' in s for s in shown)
-    else:
-        assert not shown
+    assert bool(shown) == bool(modules)
+
+
+def test_quarto_gets_what_smalldocs_gets(site, tmp_path, monkeypatch):
+    "A stand-in for Quarto records what it is called with; its output becomes the site."
+    calls = []
+
+    def quarto(command, **kwargs):
+        calls.append(command)
+        made = Path(command[-1]) / '_docs/nbs'
+        made.mkdir(parents=True)
+        (made / 'index.html').write_text('made by Quarto')
+
+    monkeypatch.setattr(docs.subprocess, 'run', quarto)
+    out = tmp_path / 'out'
+    docs.build_with_quarto(ROOT, out)
+    assert calls == [['quarto', 'render', str(ROOT / '_proc')]]
+    assert (out / 'nbs/index.html').read_text() == 'made by Quarto' and not (ROOT / '_proc/_docs').exists()
+    assert {p.relative_to(ROOT / '_proc') for p in (ROOT / '_proc').rglob('*') if p.suffix in ('.ipynb', '.md')} == {
+        p.relative_to(ROOT) for p in docs.sources(ROOT)
+    }
+    assert (ROOT / '_proc/_quarto.yml').read_text() == (ROOT / '_quarto.yml').read_text()
+    assert 'ipynb-filters' not in (ROOT / '_quarto.yml').read_text()
 
 
 def test_the_workflow_publishes_with_quarto_and_asks_for_no_more_than_that():
@@ -184,7 +193,8 @@ def test_the_workflow_publishes_with_quarto_and_asks_for_no_more_than_that():
 
 SHOWN = (
     'nbs/index.html',
-    'nbs/30_slot_attention.html',
+    'nbs/05_slot_attention.html',
+    'nbs/formats/movi.html',
     'reports/ta_report.html',
     'reports/claims.html',
     'reports/speed.html',
@@ -192,18 +202,28 @@ SHOWN = (
 WIDE, PHONE = dict(width=1400, height=1000), dict(width=390, height=844)
 
 READABLE = '''() => {
-    // the least contrast among the texts that can be seen, as WCAG counts it; a half transparent text or ground is mixed with what is behind it
-    const dot = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d', {willReadFrequently: true}), known = {}
-    const parse = c => [...(known[c] ??= (dot.clearRect(0, 0, 1, 1), dot.fillStyle = c, dot.fillRect(0, 0, 1, 1), [...dot.getImageData(0, 0, 1, 1).data].map((v, i) => i < 3 ? v : v/255)))]
+    // the lowest contrast of a visible text, as WCAG defines it; transparent colors are mixed with what is behind
+    const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1}), known = {}
+    const dot = canvas.getContext('2d', {willReadFrequently: true})
+    const draw = c => {
+        dot.clearRect(0, 0, 1, 1); dot.fillStyle = c; dot.fillRect(0, 0, 1, 1)
+        return dot.getImageData(0, 0, 1, 1).data
+    }
+    const parse = c => [...(known[c] ??= [...draw(c)].map((v, i) => i < 3 ? v : v/255))]
     const over = (top, low) => [0, 1, 2].map(i => top[i]*top[3] + low[i]*(1 - top[3])).concat(1)
-    const luminance = c => { const [r, g, b] = c.slice(0, 3).map(v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4); return .2126*r + .7152*g + .0722*b }
-    const ground = e => { const c = parse(getComputedStyle(e).backgroundColor); return c[3]==1 ? c : over(c, e.parentElement ? ground(e.parentElement) : [255, 255, 255, 1]) }
+    const linear = v => (v /= 255) <= .03928 ? v/12.92 : ((v + .055)/1.055)**2.4
+    const luminance = c => { const [r, g, b] = c.slice(0, 3).map(linear); return .2126*r + .7152*g + .0722*b }
+    const behind = e => e.parentElement ? ground(e.parentElement) : [255, 255, 255, 1]
+    const ground = e => { const c = parse(getComputedStyle(e).backgroundColor)
+        return c[3] < 1 ? over(c, behind(e)) : c }
     const opacity = e => e ? parseFloat(getComputedStyle(e).opacity)*opacity(e.parentElement) : 1
+    const visible = e => e.checkVisibility({visibilityProperty: true, opacityProperty: true})
     const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT), found = []
     while (texts.nextNode()) {
         const e = texts.currentNode.parentElement, words = texts.currentNode.textContent.trim()
-        if (!words || e.closest('script, style, svg, img') || !e.checkVisibility({visibilityProperty: true, opacityProperty: true})) continue
-        const style = getComputedStyle(e), low = ground(e), ink = parse(style.webkitTextFillColor); ink[3] *= opacity(e)
+        if (!words || e.closest('script, style, svg, img') || !visible(e)) continue
+        const low = ground(e), ink = parse(getComputedStyle(e).webkitTextFillColor)
+        ink[3] *= opacity(e)
         const [a, b] = [luminance(over(ink, low)), luminance(low)].sort((x, y) => y - x)
         found.push([(a + .05)/(b + .05), words.slice(0, 40), e.tagName, e.className])
     }
@@ -213,8 +233,8 @@ READABLE = '''() => {
 
 @pytest.fixture
 def open_page(browser, address):
-    "Open a page of the site; what lies elsewhere (web fonts) is not fetched. In the end no page may have complained."
-    said, contexts = [], []
+    "Open a page of the site without fetching anything from elsewhere (web fonts). No page may report an error."
+    errors, contexts = [], []
 
     def open_(path, scheme='light', viewport=WIDE):
         context = browser.new_context(viewport=viewport, color_scheme=scheme, reduced_motion='reduce')
@@ -227,19 +247,19 @@ def open_page(browser, address):
         page.on(
             'console',
             lambda m: (
-                said.append((page.url, m.text))
+                errors.append((page.url, m.text))
                 if m.type == 'error' and 'favicon' not in m.location.get('url', '')
                 else None
             ),
         )
-        page.on('pageerror', lambda e: said.append((page.url, str(e))))
+        page.on('pageerror', lambda e: errors.append((page.url, str(e))))
         page.goto(f'{address}/{path}')
         return page
 
     yield open_
     for c in contexts:
         c.close()
-    assert not said, said
+    assert not errors, errors
 
 
 def screenshot(page, name):
@@ -278,7 +298,7 @@ def test_search_finds_slot_attention(open_page):
     hit.wait_for()
     screenshot(page, 'search')
     hit.click()
-    page.wait_for_url('**/30_slot_attention.html*')
+    page.wait_for_url('**/05_slot_attention.html*')
     assert page.locator('h3#slotattention').count() == 1
 
 
@@ -296,7 +316,8 @@ def test_every_page_on_a_phone(open_page, site):
         width = page.evaluate('document.documentElement.scrollWidth')
         assert width <= PHONE['width'], f'{path} is {width} px wide'
         sizes = page.evaluate(
-            "[...document.querySelectorAll('main img')].map(i => [i.complete, i.naturalWidth, i.clientWidth, i.clientHeight])"
+            "[...document.querySelectorAll('main img')]"
+            '.map(i => [i.complete, i.naturalWidth, i.clientWidth, i.clientHeight])'
         )
         assert all(done and natural > 50 and w > 50 and h > 10 for done, natural, w, h in sizes), (path, sizes)
         if path in SHOWN:
