@@ -82,7 +82,7 @@ def _library():
 # %% ../../nbs/fast/cpu.ipynb #cpu-10
 @functools.lru_cache
 def build() -> ctypes.CDLL:  # the functions of `slotnb/fast/src`
-    "Compile the kernels, or load them from `cache_dir()/'kernels'`. `$CXX` chooses the compiler; raises `SlotnbError` if it fails."
+    "Compile the kernels with $CXX, g++ or clang++, or load them from the cache; raises `SlotnbError` without them."
     if isinstance(library := _library(), str):
         raise SlotnbError(f'no CPU kernels: {library}; install g++ or set CXX, or use the plain modules')
     return library
@@ -227,7 +227,7 @@ def _attention_decoder_mse(inputs: list[Tensor], target: Tensor, temperature: fl
 def _mlp_decoder_mse(
     inputs: list[Tensor], target: Tensor, temperature: float, block_rows: int
 ) -> tuple[Tensor, Tensor]:
-    "[first layer of slots (b k h), of positions (n h), alpha's weight (h), other layers, alpha's bias (1)], target -> as above."
+    "[first layer of slots (b k h), of positions (n h), alpha weight (h), layers, alpha bias (1)], target -> as above."
     *inputs, target = (t.contiguous() for t in (*inputs, target))
     (b, k, h), (n, d), library = inputs[0].shape, target.shape[1:], build()
     limit = max(1, min(b, block_rows // (k * min(n, 64))))  # images of a block: few enough for 64 patches of a slot
@@ -276,7 +276,7 @@ def slot_attention(
     inputs: Tensor,  # (b n d) projected patch tokens
     slots: Tensor,  # (b k d) initial slots
 ) -> SlotOutput:  # slots (b k d), attn (b k n), logits (b k n)
-    "`module(inputs, slots)` by a compiled kernel, except for the LayerNorm of the inputs. Locatello et al. 2020, Algorithm 1."
+    "`module(inputs, slots)`, all but the LayerNorm of the inputs by a compiled kernel (Locatello et al. 2020)."
     b, _, d = check_shape(inputs, f'b n {module.to_q.in_features}', 'inputs')
     check_shape(slots, f'{b} k {d}', 'slots')
     _refuse(module, inputs, slots)

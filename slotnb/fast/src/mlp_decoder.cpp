@@ -124,10 +124,10 @@ void panel_matmul(long threads, const float* x, const Word* mask, long rows, lon
               bits |= mask[p / 64 * rows + i + r];
             const float* a = x + p * rows + i * kPanel;
             const float* ahead = a + tile_rows * kPanel;  // what the next tile reads
-            for (; bits; bits &= bits - 1, ahead += 16) {
-              const long q = __builtin_ctzll(bits);
-              __builtin_prefetch(ahead);
-              add_outer<tile_rows>(sums, a + q / kPanel * kPanel * rows + q % kPanel, kPanel, b + (p + q) * kPanel);
+            for (; bits; bits &= bits - 1) {
+              const long q = __builtin_ctzll(bits), panel = q / kPanel * kPanel * rows;
+              __builtin_prefetch(ahead + panel + q % kPanel * tile_rows);
+              add_outer<tile_rows>(sums, a + panel + q % kPanel, kPanel, b + (p + q) * kPanel);
             }
           }
         } else {
