@@ -105,7 +105,7 @@ BAD = {  # members of the second of three samples, and words of the message
     'empty image': (whole('b') | {'png': b''}, 'a.tar/b.png cannot be read (it is empty)'),
     'half an image': (whole('b') | {'png': encode_png(IMAGE)[:999]}, 'a.tar/b.png cannot be read'),
     'CMYK': ({'seg.png': encode_png(SEG), 'jpg': jpg('CMYK')}, 'a.tar/b.jpg is of mode CMYK'),
-    '16 bits': (whole('b') | {'png': encode_png(np.full((32, 48), 999))}, 'a.tar/b.png has 16 bits a channel'),
+    '16 bits': (whole('b') | {'png': encode_png(np.full((32, 48), 999))}, 'a.tar/b.png has 16 bits per channel'),
     'mask of another size': (
         whole('b') | {'seg.png': encode_png(SEG[::2])},
         'a.tar/b.seg.png is 48x16 pixels, its image 48x32',
