@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from slotnb.formats import movi
+from slotnb.formats import movi, tfrecords
 from slotnb.data import KubricFolders
 from slotnb.formats.movi import MoviRecords
 
@@ -28,7 +28,7 @@ def png(a):
 
 def record(sample, seed):
     "A tf.train.Example of one scene that moves sideways, framed as TFRecord; what is never decoded is noise of the right size."
-    Example, Feature = movi._messages()
+    Example, Feature = tfrecords._messages()
     rng = np.random.default_rng(seed)
     ex = Example()
     n, (h, w) = len(sample.instances), sample.segmentation.shape
@@ -58,7 +58,7 @@ def record(sample, seed):
         put(f'instances/{name}_label', 'int64_list', [0] * n)
     data = ex.SerializeToString()
     size = len(data).to_bytes(8, 'little')
-    crc = lambda b: movi._checksum(b).to_bytes(4, 'little')
+    crc = lambda b: tfrecords.masked_crc(b).to_bytes(4, 'little')
     return size + crc(size) + data + crc(data)
 
 
@@ -151,13 +151,16 @@ def measure(root):
     )
     out['worker_frames'] = sorted(map(len, of.values()))
     out['peak_rss_mib'] = peak_mib()  # of reading; what follows unpacks what is never wanted
-    data = movi._read(movi._filesystem(ds.shards[0]), ds.shards[0], 12, size - 4)
-    Example, Feature = movi._messages()
+    data = tfrecords.read_bytes(tfrecords.filesystem(ds.shards[0]), ds.shards[0], 12, size - 4)
+    Example, Feature = tfrecords._messages()
 
     def unpack_all():
         return [Feature.FromString(v) for v in Example.FromString(data).features.feature.values()]
 
-    both = [[cost(f)[2] for f in (lambda: movi._parse(data), unpack_all)] for _ in range(7)]
+    both = [
+        [cost(f)[2] for f in (lambda: tfrecords.parse_example(data, movi._FEATURES, 'record'), unpack_all)]
+        for _ in range(7)
+    ]
     out['unpack_all_over_wanted'] = float(np.median([b / a for a, b in both]))
     return out
 

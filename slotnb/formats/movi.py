@@ -106,6 +106,7 @@ def _versions(fs, url, depth=3):
             yield from _versions(fs, inner, depth - 1)
 
 # %% ../../nbs/formats/movi.ipynb #cell-13
+_FEATURES = ('video', 'segmentations', 'instances/', 'metadata/')  # of a record, by prefix
 _PER_FRAME = (
     'visibility',
     'positions',
@@ -222,7 +223,7 @@ class MoviRecords(Dataset):
                 raise SlotnbError(self._shard_errors[k])
             where = f'{self.shards[k]}: record {i}'
             data = read_record(self.shards[k], at, length, where)
-            self._last = n, parse_example(data, ('video', 'segmentations', 'instances/', 'metadata/'), where)
+            self._last = n, parse_example(data, _FEATURES, where)
         return self._last[1]
 
     def read(self, entry: Entry) -> Sample:
