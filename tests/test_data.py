@@ -139,7 +139,7 @@ BROKEN = {
         f, '{"instances": [{"material": "metal"}]}'
     ),
     'segmentation_00000.png is missing': lambda f: (f / 'segmentation_00000.png').unlink(),
-    'must be of one size': lambda f: Image.fromarray(SEG[::2]).save(f / 'segmentation_00000.png'),
+    'must have the same size': lambda f: Image.fromarray(SEG[::2]).save(f / 'segmentation_00000.png'),
     'not instance numbers': lambda f: Image.open(f / 'rgba_00000.png').save(f / 'segmentation_00000.png'),
     'rgba_00000.png is missing': lambda f: (f / 'rgba_00000.png').unlink(),
 }

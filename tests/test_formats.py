@@ -83,7 +83,7 @@ def test_records_are_handed_on(tmp_path, monkeypatch):
     "The reader itself has tests of its own; here it is only asked with what."
     asked = []
     monkeypatch.setitem(
-        sys.modules, 'slotnb.movi', types.SimpleNamespace(MoviRecords=lambda *a, **k: asked.append((a, k)))
+        sys.modules, 'slotnb.formats.movi', types.SimpleNamespace(MoviRecords=lambda *a, **k: asked.append((a, k)))
     )
     (tmp_path / 'movi_a/256x256/1.0.0').mkdir(parents=True)
     (tmp_path / 'movi_a/256x256/1.0.0/dataset_info.json').write_text('{}')
@@ -100,7 +100,7 @@ def test_what_is_nothing(tmp_path):
     (tmp_path / 'loop').symlink_to(tmp_path / 'loop')
     (tmp_path / 'empty').mkdir()
     refused(lambda: open_dataset(tmp_path / 'a'), 'readme.txt', 'rgba_', 'dataset_info.json', '.tar', '.mp4', '.jpg')
-    refused(lambda: open_dataset(tmp_path / 'a/readme.txt'), 'no reader knows')
+    refused(lambda: open_dataset(tmp_path / 'a/readme.txt'), 'no reader supports')
     refused(lambda: open_dataset(tmp_path / 'empty'), 'it holds nothing')
     for p in 'nowhere', 'loop', 'x.tar', 'x.mp4':
         refused(lambda: open_dataset(tmp_path / p, progress=False), p)
@@ -136,9 +136,9 @@ def test_describe_says_grey_turned_and_skipped(tmp_path):
     for words in (
         'image folder',
         'grey: 1 of 4',
-        'stored turned: 1 of 4',
-        'without truth: 4 of 4',
-        'left out: 1',
+        'stored rotated: 1 of 4',
+        'without ground truth: 4 of 4',
+        'skipped: 1',
         'c.png',
         '48x32 (2)',
     ):
@@ -243,9 +243,7 @@ def test_conversion_goes_on_whole_or_absent(tmp_path):
         and (tmp_path / 'out/train/scene_0000/metadata.json').stat().st_mtime_ns == kept
     )
     png.write_bytes(data[:200])
-    assert '1 broken ones left out' in convert_data(
-        k, tmp_path / 'rest', 'webdataset', skip_broken=True, progress=False
-    )
+    assert '1 broken ones skipped' in convert_data(k, tmp_path / 'rest', 'webdataset', skip_broken=True, progress=False)
 
 
 def test_conversions_do_not_mix(tmp_path):
@@ -259,12 +257,14 @@ def test_conversions_do_not_mix(tmp_path):
     (broken / 'train/scene_0000/rgba_00000.png').write_bytes(b'')
     go = lambda **kw: convert_data(broken, tmp_path / 'again', progress=False, **kw)
     refused(go, 'rgba_00000.png')
-    assert '1 broken ones left out' in go(skip_broken=True)  # nothing was written, so nothing is in the way
+    assert '1 broken ones skipped' in go(skip_broken=True)  # nothing was written, so nothing is in the way
     refused(lambda: go(skip_broken=True, shard_size=7), 'its shard_size differs')
     refused(lambda: convert_data(k, tmp_path / 'x', 'coco', progress=False), "'coco'", 'kubric or webdataset')
     photo(tmp_path / 'p/a.png')
     refused(
-        lambda: convert_data(tmp_path / 'p', tmp_path / 'x', 'kubric', progress=False), 'has no truth', 'webdataset'
+        lambda: convert_data(tmp_path / 'p', tmp_path / 'x', 'kubric', progress=False),
+        'has no ground truth',
+        'webdataset',
     )
     assert not (tmp_path / 'x').exists() and len(open_dataset(tmp_path / 'out').check(progress=False)) == 3
     (tmp_path / 'file').touch()

@@ -21,7 +21,7 @@ def turned(tag=6):
 
 
 def png16(path):
-    "A PNG of 16 bits a channel, which Pillow reads but can't write."
+    "A PNG of 16 bits per channel, which Pillow reads but can't write."
     import struct, zlib
 
     chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
@@ -36,11 +36,11 @@ def png16(path):
 
 BAD = {  # what the file is: how it is made, and words of the message
     'CMYK': (lambda p: Image.fromarray(np.zeros((12, 20, 4), np.uint8), 'CMYK').save(p, 'JPEG'), 'is of mode CMYK'),
-    '16-bit grey': (lambda p: Image.fromarray(np.full((12, 20), 999, np.uint16)).save(p, 'PNG'), '16 bits a channel'),
-    '16-bit RGB': (png16, '16 bits a channel'),
+    '16-bit grey': (lambda p: Image.fromarray(np.full((12, 20), 999, np.uint16)).save(p, 'PNG'), '16 bits per channel'),
+    '16-bit RGB': (png16, '16 bits per channel'),
     'float': (lambda p: Image.fromarray(np.zeros((12, 20), np.float32)).save(p, 'TIFF'), 'is of mode F'),
     'empty': (lambda p: p.touch(), 'it is empty'),
-    'text': (lambda p: p.write_text('hello'), 'it is no picture'),
+    'text': (lambda p: p.write_text('hello'), 'it is not an image'),
     'half': (lambda p: (Image.fromarray(RGB).save(p, 'PNG'), p.write_bytes(p.read_bytes()[:300])), 'is it truncated'),
     'folder': (lambda p: p.mkdir(), 'is a folder'),
     'symlink loop': (lambda p: p.symlink_to(p), 'leads back to itself'),
@@ -123,7 +123,7 @@ def test_pictures_from_memory_have_the_same_messages(tmp_path):
     Image.fromarray(RGB).save(tmp_path / 'a.png')
     data = (tmp_path / 'a.png').read_bytes()
     assert (read_image('x.tar/a.png', data) == RGB).all()
-    for bad, words in ((b'', 'it is empty'), (data[:300], 'is it truncated'), (b'hello', 'it is no picture')):
+    for bad, words in ((b'', 'it is empty'), (data[:300], 'is it truncated'), (b'hello', 'it is not an image')):
         for read in read_image, read_segmentation:
             with pytest.raises(SlotnbError) as e:
                 read('x.tar/a.png', bad)
@@ -160,7 +160,7 @@ def test_a_colour_mask_is_refused(tmp_path):
     (tmp_path / 'masks').mkdir()
     Image.fromarray(RGB).save(tmp_path / 'a.png')
     Image.fromarray(RGB).save(tmp_path / 'masks/a.png')
-    with pytest.raises(SlotnbError, match='masks/a.png is a picture of mode RGB, not instance numbers'):
+    with pytest.raises(SlotnbError, match='masks/a.png is an image of mode RGB, not instance numbers'):
         ImageFolder(tmp_path)[0]
 
 

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs, unquote, urlsplit
 import fsspec, numpy as np, pytest
 from PIL import Image
 from torch.utils.data import DataLoader
-from slotnb.formats import movi
+from slotnb.formats import tfrecords
 from slotnb.core import SlotnbError
 from slotnb.formats.movi import MoviRecords
 
@@ -31,7 +31,7 @@ def root(tmp_path):
 @pytest.fixture
 def reads(monkeypatch):
     "Size of every read from a shard."
-    log, read = [], movi._read
+    log, read = [], tfrecords.read_bytes
 
     def counting(fs, url, start=None, stop=None):
         b = read(fs, url, start, stop)
@@ -39,7 +39,7 @@ def reads(monkeypatch):
             log.append(len(b))
         return b
 
-    monkeypatch.setattr(movi, '_read', counting)
+    monkeypatch.setattr(tfrecords, 'read_bytes', counting)
     return log
 
 
@@ -346,7 +346,7 @@ def test_the_parent_names_its_versions(root):
     for parent in (root.parent, root.parents[1], root.parents[2]):
         assert str(root) in error(opened, parent)
     (root.parent / 'empty').mkdir()
-    assert 'nor has any folder' in error(opened, root.parent / 'empty')
+    assert 'none either' in error(opened, root.parent / 'empty')
     assert 'does not exist' in error(opened, root.parent / '2.0.0')
 
 
@@ -391,15 +391,15 @@ def test_older_layouts_of_features_json(root, layout):
 def frame(data):
     return (
         (n := struct.pack('<Q', len(data)))
-        + struct.pack('<I', movi._checksum(n))
+        + struct.pack('<I', tfrecords.masked_crc(n))
         + data
-        + struct.pack('<I', movi._checksum(data))
+        + struct.pack('<I', tfrecords.masked_crc(data))
     )
 
 
 def rewrite(root, change):
     "Change the features of the second shard's only record; checksums are right."
-    Example, Feature = movi._messages()
+    Example, Feature = tfrecords._messages()
     ex = Example.FromString((root / SECOND).read_bytes()[12:-4])
     feats = ex.features.feature
     values = {k: Feature.FromString(feats[k]) for k in feats}
@@ -568,7 +568,7 @@ def test_a_bucket_without_an_account(bucket):
     "gcsfs itself against a server that refuses any credentials: equal to local, headers only, then every record once, in workers too."
     url = 'gs://public/movi_a/64x64/1.0.0'
     ds = opened(url)
-    assert bucket.log == [12] * 3 and movi._filesystem(url).storage_options == dict(
+    assert bucket.log == [12] * 3 and tfrecords.filesystem(url).storage_options == dict(
         token='anon'
     )  # a developer's own login isn't used
     bucket.log.clear()

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from conftest import DATA, ROOT
-from slotnb.scenes import physics as p
-from slotnb.scenes import render as r
+from slotnb.scenes import camera, physics as p, plan as plans, render as r
+from slotnb.scenes.kubric_files import scene_events, scene_metadata, write_scene
 from slotnb.core import SlotnbError, read_json
 
 SCENES = sorted(DATA.glob('*/scene_*'))
@@ -18,7 +18,7 @@ def plan(folder):
     flags = read_json(folder / 'metadata.json')['flags']
     index = int(folder.name.split('_')[1])
     kinds = r.scene_kinds(*r.COMMITTED[flags['split']])
-    return r.plan_scene(seed=0, split=folder.parent.name, index=index, kind=kinds[index])
+    return plans.plan_scene(seed=0, split=folder.parent.name, index=index, kind=kinds[index])
 
 
 # --- the committed scenes
@@ -29,8 +29,8 @@ def test_recipe_makes_the_committed_scene(name):
     pytest.importorskip('mujoco')
     folder = DATA / name
     scene = plan(folder)
-    assert r.scene_metadata(scene) == read_json(folder / 'metadata.json')
-    assert r.scene_events(scene) == read_json(folder / 'events.json')
+    assert scene_metadata(scene) == read_json(folder / 'metadata.json')
+    assert scene_events(scene) == read_json(folder / 'events.json')
     assert np.array_equal(np.array(Image.open(folder / 'segmentation_00000.png')), scene.segmentation[0])
 
 
@@ -38,14 +38,14 @@ def test_poses_do_not_depend_on_the_cpu():
     "BLAS adds in another order on another CPU; bouncing things make another scene of that."
     for x in np.random.default_rng(0).normal(size=(200, 4)):
         a, b, c, d = x.tolist()
-        assert p._unit(x).tolist() == (x / np.sqrt(((a * a + b * b) + c * c) + d * d)).tolist()
+        assert p.unit_vectors(x).tolist() == (x / np.sqrt(((a * a + b * b) + c * c) + d * d)).tolist()
 
 
 def test_a_changed_recipe_is_noticed(monkeypatch):
     pytest.importorskip('mujoco')
     monkeypatch.setitem(p.MATERIALS, 'metal', dict(p.MATERIALS['metal'], friction=0.41))
     folder = DATA / 'train/scene_0002'
-    assert r.scene_metadata(plan(folder)) != read_json(folder / 'metadata.json')
+    assert scene_metadata(plan(folder)) != read_json(folder / 'metadata.json')
 
 
 def test_counts_and_size():
@@ -91,7 +91,7 @@ def test_the_committed_set_is_finished():
     assert (DATA / 'render.json').read_text() == before
 
 
-# --- truth
+# --- ground truth
 
 
 @pytest.fixture
@@ -101,8 +101,8 @@ def ball_on_floor():
         np.array([7.5, -6.5, 5.5]),
         p.Thing('sphere', 'large', 'metal', 'red', [0.3, -0.2, 1.4], [1, 0, 0, 0], [0, 0, 0]),
     )
-    view = p.look(p.physics_model([ball]), np.array([ball.position]), np.array([ball.quaternion]), eye, 48)
-    return eye, ball, view, p.pixel_rays(eye, 48)
+    view = camera.cast_rays(p.physics_model([ball]), np.array([ball.position]), np.array([ball.quaternion]), eye, 48)
+    return eye, ball, view, camera.pixel_rays(eye, 48)
 
 
 def test_depth_is_the_distance_to_the_camera(ball_on_floor):
@@ -133,12 +133,12 @@ def test_normals_of_a_turned_thing_turn_with_it(shape):
     turn = np.array([0.5, 0.5, -0.5, 0.5])  # x to z, y to -x, z to -y
     thing = p.Thing(shape, 'large', 'metal', 'red', [0, 0, 2.0], turn.tolist(), [0, 0, 0])
     eye = np.array([7.0, -6.0, 6.0])
-    view = p.look(p.physics_model([thing]), np.array([thing.position]), turn[None], eye, 48)
+    view = camera.cast_rays(p.physics_model([thing]), np.array([thing.position]), turn[None], eye, 48)
     on, R = view.segmentation == 1, np.zeros(9)
     mj.mju_quat2Mat(R, turn)
     R = R.reshape(3, 3)
     met = (
-        (eye + view.depth[..., None] * p.pixel_rays(eye, 48) - thing.position)[on] @ R / thing.half
+        (eye + view.depth[..., None] * camera.pixel_rays(eye, 48) - thing.position)[on] @ R / thing.half
     )  # in the thing's own axes
     normal = view.normals[on] @ R
     if shape == 'sphere':
@@ -159,11 +159,11 @@ def test_normals_of_a_turned_thing_turn_with_it(shape):
 
 def test_every_thing_has_its_moment():
     pytest.importorskip('mujoco')
-    clip = p.plan_scene(seed=1, index=3, size=64, num_frames=24)
+    clip = plans.plan_scene(seed=1, index=3, size=64, num_frames=24)
     pixels = np.stack([np.bincount(s.ravel(), minlength=len(clip.things) + 1)[1:] for s in clip.segmentation])
-    assert clip.frames == list(range(24)) and pixels.max(0).min() >= p.pixels_needed(64) == 2
+    assert clip.frames == list(range(24)) and pixels.max(0).min() >= plans.pixels_needed(64) == 2
     assert pixels.min() == 0  # nobody is asked to be seen all the time
-    assert [t['visibility'] for t in r.scene_metadata(clip)['instances']] == pixels.T.tolist()
+    assert [t['visibility'] for t in scene_metadata(clip)['instances']] == pixels.T.tolist()
 
 
 # --- metal as the variable
@@ -172,7 +172,8 @@ def test_every_thing_has_its_moment():
 def test_more_metal_changes_nothing_but_materials():
     pytest.importorskip('mujoco')
     none, half, full = (
-        p.plan_scene(seed=2, index=1, size=32, num_frames=24, min_pixels=0, kind='share', metal=m) for m in (0, 0.5, 1)
+        plans.plan_scene(seed=2, index=1, size=32, num_frames=24, min_pixels=0, kind='share', metal=m)
+        for m in (0, 0.5, 1)
     )
     assert [{t.material for t in s.things} for s in (none, full)] == [{'rubber'}, {'metal'}]
     for s in (half, full):
@@ -184,10 +185,10 @@ def test_more_metal_changes_nothing_but_materials():
 
 def test_range_is_drawn_a_scene_and_written_down():
     pytest.importorskip('mujoco')
-    scenes = [p.plan_scene(index=i, size=32, min_pixels=0, kind='share', metal='0.2..0.6') for i in range(4)]
-    shares = [r.scene_metadata(s)['metadata']['metal_share'] for s in scenes]
+    scenes = [plans.plan_scene(index=i, size=32, min_pixels=0, kind='share', metal='0.2..0.6') for i in range(4)]
+    shares = [scene_metadata(s)['metadata']['metal_share'] for s in scenes]
     assert len(set(shares)) == 4 and all(0.2 <= s <= 0.6 for s in shares)
-    assert 'metal_share' not in r.scene_metadata(p.plan_scene(size=32, min_pixels=0))['metadata']
+    assert 'metal_share' not in scene_metadata(plans.plan_scene(size=32, min_pixels=0))['metadata']
 
 
 # --- many scenes
@@ -197,7 +198,7 @@ CLI = dict(metal='0..1', frames=3, size=48, samples=4, depth=True, normals=True)
 
 def start(folder, scenes):
     "The job as a user starts it, in a process group of its own."
-    code = f'from slotnb.render import render\nif __name__ == "__main__": render({str(folder)!r}, {scenes}, workers=2, progress=False, **{CLI})'
+    code = f'from slotnb.scenes.render import render\nif __name__ == "__main__": render({str(folder)!r}, {scenes}, workers=2, progress=False, **{CLI})'
     return subprocess.Popen(
         [sys.executable, '-c', code], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
@@ -360,12 +361,12 @@ def test_missing_library_is_named(missing, monkeypatch, tmp_path):
 
 def test_full_disk_leaves_nothing(monkeypatch, tmp_path):
     pytest.importorskip('mujoco')
-    scene = r.plan_scene(size=32)
+    scene = plans.plan_scene(size=32)
 
     def full(*a, **k):
         raise OSError(28, 'No space left on device')
 
-    monkeypatch.setattr(r.Image.Image, 'save', full)
+    monkeypatch.setattr(Image.Image, 'save', full)
     with pytest.raises(SlotnbError, match='scene_0000: No space left'):
-        r.write_scene(tmp_path / 'scene_0000', scene, [np.zeros((32, 32, 3), np.uint8)])
+        write_scene(tmp_path / 'scene_0000', scene, [np.zeros((32, 32, 3), np.uint8)])
     assert not list(tmp_path.iterdir())

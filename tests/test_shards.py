@@ -105,14 +105,14 @@ BAD = {  # members of the second of three samples, and words of the message
     'empty image': (whole('b') | {'png': b''}, 'a.tar/b.png cannot be read (it is empty)'),
     'half an image': (whole('b') | {'png': encode_png(IMAGE)[:999]}, 'a.tar/b.png cannot be read'),
     'CMYK': ({'seg.png': encode_png(SEG), 'jpg': jpg('CMYK')}, 'a.tar/b.jpg is of mode CMYK'),
-    '16 bits': (whole('b') | {'png': encode_png(np.full((32, 48), 999))}, 'a.tar/b.png has 16 bits a channel'),
+    '16 bits': (whole('b') | {'png': encode_png(np.full((32, 48), 999))}, 'a.tar/b.png has 16 bits per channel'),
     'mask of another size': (
         whole('b') | {'seg.png': encode_png(SEG[::2])},
         'a.tar/b.seg.png is 48x16 pixels, its image 48x32',
     ),
     'no JSON': (whole('b') | {'json': b'{"name": '}, 'a.tar/b.json is not valid JSON'),
     'a list': (whole('b') | {'json': [1]}, 'a.tar/b.json must be an object'),
-    'a wrong frame': (whole('b') | {'json': dict(name='b', frame='first')}, "'frame' a whole number"),
+    'a wrong frame': (whole('b') | {'json': dict(name='b', frame='first')}, "an integer 'frame'"),
     'wrong instances': (whole('b') | {'json': dict(name='b', instances='two')}, "a.tar/b.json has no list 'instances'"),
     'an instance too few': (
         whole('b') | {'json': dict(name='b', instances=[{}])},
@@ -152,7 +152,7 @@ def test_cut_anywhere_is_named_with_its_member(tmp_path):
         assert (
             'a.tar' in str(e.value)
             and '\n' not in str(e.value)
-            and ('cut off at its member' in str(e.value) or 'no uncompressed tar' in str(e.value))
+            and ('cut off at its member' in str(e.value) or 'not an uncompressed tar' in str(e.value))
         ), (n, e.value)
     path.write_bytes(data[: ends[-1] - 100])
     rest = TarShards(path, skip_broken=True, progress=False)
@@ -199,7 +199,7 @@ def test_what_is_no_shard(tmp_path):
     (tmp_path / 'loop.tar').symlink_to(tmp_path / 'loop.tar')
     (tmp_path / 'empty').mkdir()
     for args, words in (
-        (('a.tar',), 'is no uncompressed tar'),
+        (('a.tar',), 'is not an uncompressed tar'),
         (('loop.tar',), 'leads back to itself'),
         (('b.tar',), 'b.tar is missing'),
         (('empty',), 'holds no .tar'),
