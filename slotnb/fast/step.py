@@ -40,17 +40,17 @@ def why_unsupported(
             return f'{name} is {type(part).__name__}, not the built-in {classes[-1].__name__}'
     return ''
 
-# %% ../../nbs/fast/step.ipynb #c31b5814
+# %% ../../nbs/fast/step.ipynb #ce422028
 def _mse(model, slots, logits, target, precision, compiled):
     "The reconstruction loss by the fastest function that is available."
     decoder = model.decoder
-    plain = isinstance(model.target, LearnedTarget)  # its target needs a gradient, which only autograd gives
-    if compiled and not plain and type(decoder) is AttentionDecoder:
-        return cpu.attention_decoder_mse(decoder, slots, logits, target)
-    if compiled and not plain and type(decoder) is MLPDecoder:
-        return cpu.mlp_decoder_mse(decoder, slots, target)
-    if not plain and type(decoder) is MLPDecoder:
-        return blocked_mse(decoder, slots, target, precision)
+    if not isinstance(model.target, LearnedTarget):  # whose target needs a gradient, which only autograd computes
+        if 'decoder' in compiled and type(decoder) is AttentionDecoder:
+            return cpu.attention_decoder_mse(decoder, slots, logits, target)
+        if 'decoder' in compiled:
+            return cpu.mlp_decoder_mse(decoder, slots, target)
+        if type(decoder) is MLPDecoder:
+            return blocked_mse(decoder, slots, target, precision)
     with torch.autocast(slots.device.type, torch.bfloat16, enabled=precision == 'bf16'):
         recon = decoder(slots, logits).recon
     return feature_mse(recon.to(target.dtype), target)
@@ -62,15 +62,17 @@ def fast_losses(
     feats: torch.Tensor,  # (b n d) normalized
     noise: torch.Tensor,  # (b k d)
     precision: str = 'fp32',  # 'fp32' or 'bf16'
-    compiled: bool = False,  # use `fast.cpu`
+    compiled: tuple[str, ...] = (),  # of slot_attention and decoder, those that `fast.cpu` computes
 ) -> dict[str, torch.Tensor]:  # scalars, as `SlotLoss` returns them
     "What `loss(model(feats, noise))` computes."
     with torch.autocast(feats.device.type, torch.bfloat16, enabled=precision == 'bf16'):
         target = model.target(feats).to(feats.dtype)
         inputs = model.project(target).to(feats.dtype)
     start = model.init(noise, inputs)
-    attend = cpu.slot_attention if compiled else (lambda module, inputs, slots: module(inputs, slots))
-    slots, _, logits = attend(model.slot_attention, inputs, start)
+    if 'slot_attention' in compiled:
+        slots, _, logits = cpu.slot_attention(model.slot_attention, inputs, start)
+    else:
+        slots, _, logits = model.slot_attention(inputs, start)
     mse, cosine = _mse(model, slots, logits, target, precision, compiled), slot_cosine(slots)
     return dict(loss=mse + loss.diversity_weight * cosine, mse=mse, slot_cosine=cosine)
 
@@ -87,8 +89,11 @@ def fast_step(
     if why := why_unsupported(model, loss):
         return plain, f'torch, {precision} (engine fast not used: {why})'
     device, params = next(model.parameters()).device, list(model.parameters())
-    why_not = cpu.why_unsupported(model) if precision == 'fp32' else 'bf16 is torch autocast'
-    compiled = device.type == 'cpu' and not why_not
+    parts = dict(slot_attention=model.slot_attention, decoder=model.decoder)
+    why_not = {name: 'bf16 is torch autocast' for name in parts}
+    if precision == 'fp32':
+        why_not = {name: cpu.why_unsupported(part) for name, part in parts.items()}
+    compiled = tuple(name for name, why in why_not.items() if not why)
 
     def step(feats, noise):
         opt.zero_grad()
@@ -102,5 +107,5 @@ def fast_step(
         for group in opt.param_groups:  # a graph reads the learning rate from the device
             group.update(lr=torch.tensor(float(group['lr']), device=device), capturable=True)
         return GraphedStep(step, device), f'fast, {precision}: CUDA graph'
-    what = f'compiled, {torch.backends.cpu.get_cpu_capability()}' if compiled else f'blocks in torch ({why_not})'
-    return step, f'fast, {precision}: {what}'
+    used = [f'{name} compiled' if not why else f'{name} in torch ({why})' for name, why in why_not.items()]
+    return step, f'fast, {precision}: {", ".join(used)} ({torch.backends.cpu.get_cpu_capability()})'
