@@ -1,6 +1,6 @@
-"""The originals, written down once more from their equations: plain functions over a dict of weights under the names that their authors gave.
+"""Reference implementations from the papers' equations: functions over a dict of weights with the original names.
 
-Nothing here comes from timm, open_clip or slotnb: it is what these are compared with."""
+They use nothing from timm, open_clip or slotnb, which are compared with them."""
 
 import math
 import torch, torch.nn.functional as F
@@ -20,8 +20,7 @@ def quick_gelu(x):
 
 def attend(q, k, v, heads):
     "softmax(q k' / sqrt(d)) v for each head (Vaswani et al. 2017, eq. 1), heads side by side."
-    split = lambda t: t.unflatten(-1, (heads, -1)).transpose(1, 2)
-    q, k, v = split(q), split(k), split(v)
+    q, k, v = (t.unflatten(-1, (heads, -1)).transpose(1, 2) for t in (q, k, v))
     a = (q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])).softmax(-1)
     return (a @ v).transpose(1, 2).flatten(2)
 
@@ -35,7 +34,7 @@ def patchify(w, name, x):
 
 
 def meta_position(pos, h, w, offset, antialias):
-    "`interpolate_pos_encoding` of facebookresearch/dino (offset 0.1) and facebookresearch/dinov2 (registers: offset 0, antialias)."
+    "`interpolate_pos_encoding` of DINO and DINOv2 (offset 0.1), and of DINOv2 with registers (offset 0, antialias)."
     side = math.isqrt(pos.shape[1] - 1)
     if h == w == side:
         return pos
@@ -50,12 +49,12 @@ def meta_position(pos, h, w, offset, antialias):
 
 
 def resized_position(pos, h, w, antialias):
-    "open_clip's `resize_pos_embed` and timm's `resample_abs_pos_embed` antialias, Hugging Face's `interpolate_pos_encoding` does not."
+    "With antialias the rule of open_clip and timm (`resample_abs_pos_embed`), without it Hugging Face's."
     return meta_position(pos, h, w, 0.0, antialias)
 
 
 def dino(w, x, heads, layer, normed, facet='token', offset=0.1, antialias=False):
-    """DINO and DINOv2 (LayerScale, registers) under Meta's names: patch tokens behind block `layer`.
+    """DINO and DINOv2 (LayerScale, registers) with Meta's names: patch tokens after block `layer`.
 
     Caron et al. 2021; Oquab et al. 2023; Darcet et al. 2023: registers come in after the position embedding."""
     p = w['patch_embed.proj.weight'].shape[-1]
@@ -87,7 +86,7 @@ def dino(w, x, heads, layer, normed, facet='token', offset=0.1, antialias=False)
 
 
 def hf_vit(w, x, heads, layer, normed, facet='token', offset=0.1, antialias=False, eps=1e-6):
-    "ViT, Dinov2 and Dinov2WithRegisters under Hugging Face's names; the position embedding as the model's authors have it."
+    "ViT, Dinov2 and Dinov2WithRegisters of Hugging Face; the position embedding as in the authors' code."
     p = w['embeddings.patch_embeddings.projection.weight'].shape[-1]
     grid = x.shape[2] // p, x.shape[3] // p
     t = torch.cat(
@@ -113,7 +112,7 @@ def hf_vit(w, x, heads, layer, normed, facet='token', offset=0.1, antialias=Fals
 
 
 def clip(w, x, heads, layer, normed, facet='token', act=quick_gelu):
-    "The visual half of CLIP under OpenAI's names (Radford et al. 2021; openai/CLIP model.py), position embedding resized as open_clip does."
+    "CLIP's image encoder with OpenAI's names (Radford et al. 2021); position embedding resized as in open_clip."
     p = w['visual.conv1.weight'].shape[-1]
     grid = x.shape[2] // p, x.shape[3] // p
     t = torch.cat((w['visual.class_embedding'].expand(len(x), 1, -1), patchify(w, 'visual.conv1', x)), 1)
@@ -131,7 +130,7 @@ def clip(w, x, heads, layer, normed, facet='token', act=quick_gelu):
 
 
 def hf_clip(w, x, heads, layer, normed, facet='token', act=quick_gelu):
-    "The visual half of CLIP under Hugging Face's names, `pre_layrnorm` included."
+    "CLIP's image encoder with Hugging Face's names, including `pre_layrnorm`."
     p = w['vision_model.embeddings.patch_embedding.weight'].shape[-1]
     grid = x.shape[2] // p, x.shape[3] // p
     t = torch.cat(
@@ -155,7 +154,7 @@ def hf_clip(w, x, heads, layer, normed, facet='token', act=quick_gelu):
 
 
 def siglip(w, x, heads, layer, normed, facet='token'):
-    "SigLIP's vision half under timm's names: no class token, no norm before the blocks (Zhai et al. 2023)."
+    "SigLIP's image encoder with timm's names: no class token, no norm before the blocks (Zhai et al. 2023)."
     p = w['patch_embed.proj.weight'].shape[-1]
     h, v, side = x.shape[2] // p, x.shape[3] // p, math.isqrt(w['pos_embed'].shape[1])
     pos = w['pos_embed'].reshape(1, side, side, -1).permute(0, 3, 1, 2)
@@ -172,7 +171,7 @@ def siglip(w, x, heads, layer, normed, facet='token'):
 
 
 def rotary(t, grid, heads, extra, base=100.0):
-    """DINOv3's rotary embedding (Siméoni et al. 2025): patch centres in [-1, 1], angles 2 pi x / base^(2i/d), the two halves of a head turn together."""
+    "DINOv3's rotary embedding (Siméoni et al. 2025): patch centers in [-1, 1], angles 2 pi x / base^(2i/d)."
     d = t.shape[-1] // heads
     ys, xs = (2 * (torch.arange(n) + 0.5) / n - 1 for n in grid)
     coords = torch.stack(torch.meshgrid(ys, xs, indexing='ij'), -1).flatten(0, 1)
@@ -185,7 +184,7 @@ def rotary(t, grid, heads, extra, base=100.0):
 
 
 def dinov3(w, x, heads, layer, normed, facet='token'):
-    "DINOv3 under Meta's names: storage tokens for registers, no position embedding but the rotary one of queries and keys."
+    "DINOv3 with Meta's names: registers are called storage tokens, positions are rotary embeddings only."
     p = w['patch_embed.proj.weight'].shape[-1]
     grid = x.shape[2] // p, x.shape[3] // p
     t = torch.cat(
@@ -210,7 +209,7 @@ def dinov3(w, x, heads, layer, normed, facet='token'):
     return (norm(w, 'norm', t, 1e-5) if normed else t)[:, extra:]
 
 
-# -- random weights that hide nothing: no zero bias, norms that do something, position embeddings as large as the patches
+# -- random weights that reveal errors: no zero biases or trivial norms, position embeddings as large as the patches
 
 
 class Draw:
@@ -295,7 +294,7 @@ def hf_weights(dim=32, depth=3, patch=4, side=7, scale=False, registers=0, seed=
 
 
 def clip_weights(dim=32, depth=3, patch=4, side=7, seed=0):
-    "OpenAI's whole state dict: the visual half, and a little of the rest."
+    "OpenAI's state dict: the image encoder and a few tensors of the text encoder."
     r, v = Draw(seed), 'visual'
     w = {f'{v}.class_embedding': r(dim), f'{v}.positional_embedding': r(1 + side * side, dim), f'{v}.proj': r(dim, 16)}
     w |= r.patches(f'{v}.conv1', dim, patch, bias=False) | r.norm(f'{v}.ln_pre', dim) | r.norm(f'{v}.ln_post', dim)
@@ -323,7 +322,7 @@ def clip_weights(dim=32, depth=3, patch=4, side=7, seed=0):
 
 
 def hf_clip_weights(dim=32, depth=3, patch=4, side=7, seed=0):
-    "Hugging Face's CLIPModel: the vision half, its projection, and a little of the text half."
+    "Hugging Face's CLIPModel: the image encoder, its projection and a few tensors of the text encoder."
     r, v = Draw(seed), 'vision_model'
     w = {
         f'{v}.embeddings.class_embedding': r(dim),
@@ -353,7 +352,7 @@ def hf_clip_weights(dim=32, depth=3, patch=4, side=7, seed=0):
 
 
 def siglip_weights(dim=32, depth=3, patch=4, side=7, seed=0):
-    "timm's names for SigLIP, with its attention pooling, which no patch token passes."
+    "SigLIP with timm's names, including its attention pooling, which does not affect patch tokens."
     w = {k: v for k, v in meta_weights(dim, depth, patch, side, seed=seed).items() if k != 'cls_token'}
     r = Draw(seed + 1)
     w['pos_embed'] = w['pos_embed'][:, 1:]
@@ -373,7 +372,7 @@ def siglip_weights(dim=32, depth=3, patch=4, side=7, seed=0):
 
 
 def dinov3_weights(dim=32, depth=3, patch=4, seed=0):
-    "Meta's names for DINOv3, whose keys have no bias."
+    "DINOv3 with Meta's names; its keys have no bias."
     w = {k: v for k, v in meta_weights(dim, depth, patch, scale=True, seed=seed).items() if k != 'pos_embed'}
     for i in range(depth):
         w[f'blocks.{i}.attn.qkv.bias'][dim : 2 * dim] = 0
@@ -390,7 +389,7 @@ def replaced(w, *rules):
 
 
 def in_memory(w):
-    "Names that transformers 5 has in memory, and so in a `state_dict()`, for what it saves under the names above."
+    "Names in the `state_dict()` of transformers 5, which saves the same tensors with the names above."
     vit = 'encoder.layer.0.layernorm_before.weight' in w
     rules = [(f'attention.attention.{a}', f'attention.{a[0]}_proj') for a in ('query', 'key', 'value')] + [
         ('attention.output.dense', 'attention.o_proj')
@@ -407,7 +406,7 @@ def in_memory(w):
 
 
 def hf_dinov3(w):
-    "DINOv3 from Meta's names to Hugging Face's."
+    "DINOv3 renamed from Meta's to Hugging Face's names."
     out = {}
     for k, v in w.items():
         if k.startswith('rope'):

@@ -1,10 +1,14 @@
-"Backbones: the tokens are those that the libraries themselves call patch tokens, and weights are found in the order that is promised."
+"Backbones: tokens equal the libraries' patch tokens, the search order of weights, and classes of the user's own."
 
+import json, sys
 from pathlib import Path
-import pytest, safetensors.torch, torch
+import numpy as np, pytest, safetensors.torch, torch
 import slotnb.weights as W
 from slotnb.backbones import BACKBONES, ViTBackbone, backbone_spec, resample_grid
 from slotnb.core import SlotnbError
+from slotnb.custom_backbone import load_custom, state_digest
+from slotnb.data import Dataset, Entry, Sample
+from slotnb.features import extract, feature_key
 from slotnb.weights import resolve_weights
 
 IMAGES = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -12,7 +16,7 @@ IMAGES = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=to
 
 @pytest.mark.parametrize('name', ['dinov2_vits14', 'dino_vits16'])
 def test_last_layer_is_timms_patch_tokens(name):
-    "DINOv2's x_norm_patchtokens, DINO's get_intermediate_layers: the final norm of the last block, class token dropped."
+    "DINOv2's x_norm_patchtokens, DINO's get_intermediate_layers: final norm of the last block, no class token."
     b = ViTBackbone(name, 'random')
     want = b.net.forward_features(b.preprocess(IMAGES))[:, b.net.num_prefix_tokens :]
     assert b.net.num_prefix_tokens == 1
@@ -151,10 +155,10 @@ def test_short_names_are_their_libraries_models():
     [
         ('timm:vit_small_patch16_dinov4', 'closest names are timm:vit_small_patch16_dinov3'),
         ('timm:vit_small_patch16_dinov3.lvd', 'dinov3.lvd1689m'),
-        ('timm:resnet18', 'no plain Vision Transformer'),
-        ('timm:swin_tiny_patch4_window7_224', 'no plain Vision Transformer'),
+        ('timm:resnet18', 'not a plain Vision Transformer'),
+        ('timm:swin_tiny_patch4_window7_224', 'not a plain Vision Transformer'),
         ('timm:', 'closest'),
-        ('open_clip:RN50/openai', 'no plain Vision Transformer'),
+        ('open_clip:RN50/openai', 'not a plain Vision Transformer'),
         ('open_clip:ViT-B-16', 'open_clip:ViT-B-16/openai'),
         ('open_clip:ViT-B-17/openai', 'ViT-B-16/openai'),
         ('timm:vit_base_patch16_clip_224.openai', "use 'timm:vit_base_patch16_clip_quickgelu_224.openai'"),
@@ -183,7 +187,7 @@ ANY = (
 
 @pytest.mark.parametrize('name', ANY)
 def test_any_vit(name):
-    "Registers, distillation tokens, no class token, relative positions, rotary ones: as many tokens as patches, at any size, and those the network has last."
+    "Registers, distillation tokens, no class token, relative or rotary positions: the last block's patch tokens."
     spec = backbone_spec(name)
     h, w = spec.patch_size * 3, spec.patch_size * 5
     x = torch.randint(0, 256, (1, 3, h, w), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -200,7 +204,7 @@ def test_any_vit(name):
 
 
 def test_files_of_any_vit_roundtrip(tmp_path):
-    "A file in timm's names at another size: loaded, interpolated, and the same as timm's own resizing; rotary and relative positions too."
+    "A file with timm's names at another size is interpolated as by timm; rotary and relative positions too."
     import timm
 
     for name in ('timm:test_vit', 'timm:vit_tiny_patch16_dinov3_qkvb', 'timm:test_vit3'):
@@ -220,7 +224,7 @@ def test_files_of_any_vit_roundtrip(tmp_path):
 
 
 def test_settings():
-    "Sizes as a number or as (h, w), grids native or asked for; what the record says is what comes out, and needs no network."
+    "Sizes as a number or as (h, w), native or resampled grids; the record agrees with the output and needs no network."
     b = ViTBackbone('timm:test_vit', 'random')
     assert (b.resolution, b.grid, b.dim) == ((160, 160), (10, 10), 64)
     assert ViTBackbone('dino_vits16', 'random').grid == (16, 16) and ViTBackbone(
@@ -236,7 +240,7 @@ def test_settings():
         4,
         'value',
         False,
-        'bf16' + ' fused' * b.fused,
+        'bf16',
     )
     assert 'net' not in vars(b) and b(IMAGES[:1]).shape == (1, 24, r['dim'])
     assert ViTBackbone('timm:beit_base_patch16_224', 'random').record['final_norm'] is False  # it has none over tokens
@@ -252,8 +256,9 @@ def test_settings():
         (dict(grid_size=0), 'at least 1'),
         (dict(grid_size=2.5), 'pair'),
         (dict(facet='keys'), 'query, key, value'),
-        (dict(precision='fp16'), 'fp32, bf16, int8, auto'),
+        (dict(precision='fp16'), 'fp32, bf16, auto'),
         (dict(layer=6), '6 blocks'),
+        (dict(precision='int8'), "precision 'int8' is unknown"),
     ],
 )
 def test_wrong_settings(kw, said):
@@ -261,13 +266,13 @@ def test_wrong_settings(kw, said):
         ViTBackbone('timm:test_vit', 'random', **kw)
 
 
-def test_facet_that_cannot_be_had():
-    with pytest.raises(SlotnbError, match="facet 'key' cannot be had"):
+def test_facet_that_is_not_available():
+    with pytest.raises(SlotnbError, match="facet 'key' is not available"):
         ViTBackbone('timm:samvit_base_patch16', 'random', facet='key')
 
 
 def test_precision():
-    "bf16 is near, not equal, and float32 comes out; auto is one of the two; fp32 is untouched by an autocast around it."
+    "bf16 is close to fp32 and returns float32; auto is one of the two; fp32 ignores a surrounding autocast."
     fp32, bf16, auto = (ViTBackbone('timm:test_vit', 'random', precision=p) for p in ('fp32', 'bf16', 'auto'))
     x = IMAGES[:, :, :160, :160]
     a, b = fp32(x), bf16(x)
@@ -277,8 +282,203 @@ def test_precision():
         assert fp32(x).equal(a)
 
 
+@pytest.mark.parametrize('name', ['timm:test_vit3', 'timm:eva02_tiny_patch14_224', 'open_clip:ViT-B-32/openai'])
+def test_bf16_of_both_libraries(name):
+    "bf16 is close to fp32 with scaled-dot-product attention, rotary embedding and `nn.MultiheadAttention`."
+    size = backbone_spec(name).patch_size * 4
+    x = IMAGES[:1, :, :size, :size]
+    for facet in ('token', 'key'):
+        a, b = (ViTBackbone(name, 'random', resolution=size, facet=facet, precision=p)(x) for p in ('fp32', 'bf16'))
+        assert b.dtype == torch.float32 and 0 < (a - b).norm() / a.norm() < 0.05, facet
+
+
 def test_resample_grid_of_any_shape():
     ramp = torch.arange(4.0).repeat(3, 1).reshape(1, 12, 1)
     assert resample_grid(ramp, (3, 4), (3, 4)) is ramp
     out = resample_grid(ramp, (6, 8), (3, 4)).reshape(6, 8)
     assert out.std(0).max() == 0 and (out[0].diff() >= 0).all()
+
+
+# -- classes of the user's own
+
+TINY = '''
+import torch
+from torch import nn
+
+class TinyViT(nn.Module):
+    patch_size, classes = 16, 0
+
+    def __init__(self, width=32, extra=0):
+        super().__init__()
+        self.dim = width
+        self.extra = extra
+        self.patches = nn.Conv2d(3, width, 16, 16)
+        self.model = nn.Linear(width, width)
+
+    def forward(self, images):
+        x = self.model(self.patches(images).flatten(2).transpose(1, 2))
+        return torch.cat([x[:, :1]] * self.extra + [x], 1)
+
+class Gray(TinyViT):
+    mean, std, resolution = (0, 0, 0), (1, 1, 1), (64, 96)
+
+class NoDim(nn.Module):
+    patch_size = 16
+
+class NoSize(nn.Module):
+    patch_size, dim = 'big', 8
+
+class BadMean(TinyViT):
+    mean = (0.5, 0.5)
+
+class Listed(TinyViT):
+    def forward(self, images):
+        return [super().forward(images)]
+
+class Named:
+    patch_size = dim = 16
+'''
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch):
+    "A module `tiny` in a folder of its own; forgotten at the end."
+    (tmp_path / 'tiny.py').write_text(TINY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'tiny', raising=False)
+    yield tmp_path
+    sys.modules.pop('tiny', None)
+
+
+class Pictures(Dataset):
+    def __init__(self, n=3):
+        super().__init__('pictures', [Entry(f'scene_{i:04}', 0, i) for i in range(n)])
+
+    def read(self, entry):
+        image = np.random.default_rng(entry.where).integers(0, 255, (32, 32, 3), np.uint8)
+        return Sample(entry.name, 0, Path(entry.name), image, None, [])
+
+
+def test_own_class(tiny):
+    "Resizing, normalization, grid and precision are those of any backbone; the record says custom."
+    b = ViTBackbone('tiny:TinyViT(width=24)', grid_size=7)
+    assert (b.resolution, b.native_grid, b.grid, b.dim) == ((224, 224), (14, 14), (7, 7), 24)
+    assert b.spec.mean == BACKBONES['dino_vits16'].mean and not any(p.requires_grad for p in b.net.parameters())
+    want = b.net(b.preprocess(IMAGES)).detach()
+    assert b(IMAGES).equal(resample_grid(want, 7)) and b(IMAGES).shape == (2, 49, 24)
+    r = b.record
+    assert r['source'] == 'custom' and r['arch'] == 'tiny:TinyViT' and r['backbone'] == 'tiny:TinyViT(width=24)'
+    assert r['weights'].startswith('custom:') and r['weights_digest'] == state_digest(b.net) and r['layer'] is None
+    assert json.loads(json.dumps(r)) == r
+    assert backbone_spec('tiny:TinyViT(width=24)') == b.spec
+    low = ViTBackbone('tiny:TinyViT(width=24)', grid_size=7, precision='bf16')
+    assert low.record['precision'] == 'bf16' and low.record['weights_digest'] == r['weights_digest']
+    assert low(IMAGES).dtype == torch.float32 and 0 < (low(IMAGES) - b(IMAGES)).norm() / b(IMAGES).norm() < 0.05
+
+
+def test_own_class_with_its_own_input(tiny):
+    b = ViTBackbone('tiny:Gray')
+    assert b.resolution == (64, 96) and b.grid == (4, 6) and b.spec.std == (1, 1, 1)
+    x = IMAGES[:, :, :64, :96]
+    torch.testing.assert_close(b.preprocess(x), x / 255)
+    assert ViTBackbone('tiny:Gray', resolution=32)(x).shape == (2, 4, 32)
+
+
+def test_random_initial_weights_of_an_own_class_are_reproducible(tiny):
+    "Whatever was drawn before; and constructing one does not change what is drawn next."
+    torch.manual_seed(1)
+    a = ViTBackbone('tiny:TinyViT')
+    after = torch.rand(1)
+    torch.manual_seed(2)
+    b = ViTBackbone('tiny:TinyViT')
+    assert a.record == b.record and a(IMAGES).equal(b(IMAGES))
+    torch.manual_seed(1)
+    assert torch.rand(1).equal(after)
+    assert 'RANDOM' not in str(a.weights) and not any(n in json.dumps(a.record) for n in BACKBONES)
+
+
+def test_key_of_an_own_class(tiny, monkeypatch):
+    "Another argument, other parameters or another text: another key. The same: the same."
+    data = Pictures()
+
+    def key(name='tiny:TinyViT', **kw):
+        return feature_key(ViTBackbone(name, **kw), data, False)
+
+    first = key()
+    assert first == key() and first.startswith('tiny-TinyViT-')
+    assert len({first, key('tiny:TinyViT(width=16)'), key('tiny:TinyViT(extra=1)'), key('tiny:Gray')}) == 4
+    net = load_custom('tiny:TinyViT')[0]
+    torch.save(net.state_dict(), 'same.pth')
+    torch.save({k: v + (k == 'model.bias') * 1e-6 for k, v in net.state_dict().items()}, 'other.pth')
+    assert len({first, key(weights='same.pth'), key(weights='other.pth')}) == 3
+    (tiny / 'tiny.py').write_text(TINY.replace('return torch.cat', 'return 2 * torch.cat'))
+    assert key() == first  # the imported class is still the old one
+    del sys.modules['tiny']
+    import importlib
+
+    importlib.invalidate_caches()
+    monkeypatch.setattr(sys, 'dont_write_bytecode', True)
+    for p in (tiny / '__pycache__').glob('*'):
+        p.unlink()
+    assert key() != first
+
+
+def test_features_of_an_own_class_are_cached(tiny):
+    data = Pictures()
+    name = 'tiny:TinyViT(width=24)'
+    a = extract(ViTBackbone(name), data, 2, tiny / 'cache', False)
+    assert a.images_per_second and a.record['source'] == 'custom' and a.shape == (3, 196, 24)
+    b = ViTBackbone(name)
+    b.net.forward = None  # not called again
+    assert extract(b, data, 2, tiny / 'cache', False).feats.equal(a.feats)
+    extract(ViTBackbone(name + ' ' * 300), data, 2, tiny / 'cache', False)  # a long text is no long file name
+
+
+def test_file_of_an_own_class(tiny):
+    "Names are those of the state dict, even one that begins with `model.`; wrappers are removed; strict."
+    net = load_custom('tiny:TinyViT')[0]
+    state = {k: torch.randn_like(v) for k, v in net.state_dict().items()}
+    files = dict(plain=state, lightning=dict(state_dict=state), ddp={f'module.{k}': v for k, v in state.items()})
+    for name, content in files.items():
+        torch.save(content, f'{name}.pth')
+        b = ViTBackbone('tiny:TinyViT', f'{name}.pth')
+        assert all(v.equal(state[k]) for k, v in b.net.state_dict().items()), name
+        assert b.weights.kind == 'file' and b.record['weights'].startswith(f'file:{name}.pth:')
+        assert b.record['weights_digest'] == state_digest(b.net) != state_digest(net)
+    torch.save({k: v for k, v in state.items() if k != 'model.bias'}, 'part.pth')
+    with pytest.raises(SlotnbError, match=r"part.pth do not fit .*'model.bias' \(32,\) is missing; nothing was loaded"):
+        ViTBackbone('tiny:TinyViT', 'part.pth')
+
+
+@pytest.mark.parametrize(
+    'name, kw, message',
+    [
+        ('tiny:TinyViT', dict(layer=0), 'layer, final_norm and facet cannot be chosen'),
+        ('tiny:TinyViT', dict(facet='key'), 'layer, final_norm and facet cannot be chosen'),
+        ('tiny:TinyViT', dict(final_norm=False), 'layer, final_norm and facet cannot be chosen'),
+        ('tiny:TinyViT', dict(weights='random'), "weights 'random'.*constructor"),
+        ('tiny:TinyViT', dict(weights='nowhere.pth'), 'nowhere.pth.*is not a file'),
+        ('tiny:TinyViT', dict(resolution=225), 'resolution 225 is not a multiple of the patch size 16'),
+        ('tiny:TinyViT(depth=2)', {}, "has no argument 'depth'"),
+        ('tiny:NoDim', {}, "needs the attribute 'dim'"),
+        ('tiny:NoSize', {}, "needs the attribute 'patch_size'"),
+        ('tiny:BadMean', {}, "'mean' must be three numbers"),
+        ('tiny:Named', {}, 'is not a torch.nn.Module'),
+        ('tiny:Missing', {}, "no class 'Missing'"),
+        ('nowhere:TinyViT', {}, "no module 'nowhere'"),
+    ],
+)
+def test_own_class_that_does_not_fit(tiny, name, kw, message):
+    with pytest.raises(SlotnbError, match=message) as e:
+        ViTBackbone(name, **kw)
+    assert '\n' not in str(e.value) and '. ' not in str(e.value).replace(str(tiny), '')
+
+
+@pytest.mark.parametrize(
+    'name, got',
+    [('tiny:TinyViT(extra=1)', r'returned \(2, 197, 32\).*expected \(2, 196, 32\)'), ('tiny:Listed', 'returned list')],
+)
+def test_own_class_with_wrong_tokens(tiny, name, got):
+    with pytest.raises(SlotnbError, match=got + '.*without class token'):
+        ViTBackbone(name)(IMAGES)

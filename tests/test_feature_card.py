@@ -1,4 +1,4 @@
-"The feature card on hand-made features whose objects are known, with truth, without it, and with little of it."
+"The feature card on synthetic features with known objects: with ground truth for all, some or no scenes."
 
 import json
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
@@ -6,16 +6,14 @@ from pathlib import Path
 from conftest import DATA
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders, Sample
-from slotnb.feature_card import (
-    card,
+from slotnb.feature_card import card, feature_card, precision_error
+from slotnb.feature_measures import (
     effective_rank,
-    feature_card,
     fit_embedding,
     foreground_iou,
     neighbour_cosine,
     outlier_norm,
     patch_labels,
-    precision_error,
     spectrum,
 )
 from slotnb.normalizer import Normalizer
@@ -33,7 +31,7 @@ RECORD = dict(
 
 
 def made(n, seed, truth=True):
-    "Scenes of 24 x 32 pixels with two boxes on a floor, and 12 channels: strong noise, and three faint ones that differ by object."
+    "Scenes of 24 x 32 pixels with two boxes on a floor; 9 channels of strong noise, 3 faint ones differ by object."
     rng, scenes, feats = np.random.default_rng(seed), [], []
     for i in range(n):
         seg = np.zeros((24, 32), int)
@@ -72,10 +70,10 @@ def test_a_row_for_each_normalizer(whole):
 
 
 def test_the_probe_finds_what_kmeans_does_not(whole):
-    "Objects in faint channels: distances in all channels miss them, a linear map learned on other scenes finds them."
-    t, ceiling = whole.table(), whole.floors.loc['truth on the grid', 'fg_ari']
+    "Objects in faint channels: k-means misses them, and a linear map fitted on other scenes finds them."
+    t, ceiling = whole.table(), whole.references.loc['ground truth on the grid', 'fg_ari']
     assert t.loc['none', 'kmeans_fg_ari'] < 0.3 and t.loc['none', 'probe_true_k_fg_ari'] > 0.9 * ceiling
-    assert whole.floors.loc['fixed blocks', 'fg_ari'] < ceiling
+    assert whole.references.loc['fixed blocks', 'fg_ari'] < ceiling
 
 
 def test_scale_changes_the_std_alone():
@@ -96,10 +94,10 @@ def test_scale_changes_the_std_alone():
     assert b['std'] == pytest.approx(8 * a['std'], rel=1e-3)
 
 
-def test_without_truth():
+def test_without_ground_truth():
     c = make(truth=False)
-    assert not [n for n in c.table() if 'ari' in n or 'mbo' in n or 'iou' in n] and c.floors.empty
-    assert any('without truth' in n for n in c.notes) and 'without truth' in str(c)
+    assert not [n for n in c.table() if 'ari' in n or 'mbo' in n or 'iou' in n] and c.references.empty
+    assert any('without ground truth' in n for n in c.notes) and 'without ground truth' in str(c)
     assert [a.get_title() for a in c.figure().axes if a.get_title()][:3] == ['image', 'PCA of the tokens', 'k-means']
     c = make(train_truth=False)
     assert (
@@ -109,8 +107,8 @@ def test_without_truth():
     )
 
 
-def test_truth_of_some_scenes():
-    "Scores are over those with truth, and are theirs; everything else is over all."
+def test_ground_truth_of_some_scenes():
+    "Scores are means over the scenes with ground truth; everything else is over all scenes."
     x, scenes = made(4, 1)
     part = [s if i < 2 else s._replace(segmentation=None) for i, s in enumerate(scenes)]
     a, b = (
@@ -121,13 +119,22 @@ def test_truth_of_some_scenes():
         a.table().loc['none', 'kmeans_fg_ari'] == b.table().loc['none', 'kmeans_fg_ari']
         and a.table().loc['none', 'std'] != b.table().loc['none', 'std']
     )
-    assert any('over 2 with truth' in n for n in a.notes)
+    assert any('over 2 with ground truth' in n for n in a.notes)
 
 
-def test_never_scored_on_what_it_learned_from():
+def test_never_scored_on_training_scenes():
     x, scenes = made(3, 1)
     with pytest.raises(SlotnbError, match='both in train_scenes and in scenes'):
         feature_card(x, scenes, GRID, RECORD, x[:1], [scenes[2]._replace(name='another')], show_progress=False)
+
+
+def test_card_of_an_own_class():
+    "A record without layer and final norm, as of a class of the user's own."
+    c = make(
+        n=2, train=0, record=RECORD | dict(source='custom', weights='custom:01234567', layer=None, final_norm=None)
+    )
+    title = c.figure().subfigs[0].get_suptitle()
+    assert 'class of your own, 224x224 px' in title and 'block' not in title and 'custom:01234567' in str(c)
 
 
 def test_shapes_are_refused():
@@ -165,7 +172,7 @@ def test_one_seed_is_valid_json(tmp_path):
     json.loads((tmp_path / 'feature_card.json').read_text(), parse_constant=lambda c: pytest.fail(f'{c} is not JSON'))
 
 
-def test_random_weights_and_speed_are_said():
+def test_random_weights_and_speed_are_reported():
     c = make(
         n=2, train=0, record=RECORD | dict(weights='RANDOM WEIGHTS'), images_per_second=12.34, precision_error=0.0123
     )
@@ -247,7 +254,7 @@ class Colours:
 
 
 def test_card_of_a_backbone(tmp_path, monkeypatch):
-    "Speed is on the card when the backbone had to run, and only then; few of many samples are said to be few."
+    "Speed is on the card only if the backbone had to run; a selection of samples is noted."
     monkeypatch.setenv('SLOTNB_CACHE', str(tmp_path / 'cache'))
     test, train = KubricFolders(DATA, 'test'), KubricFolders(DATA, 'train')
     test.entries, train.entries = test.entries[:4], train.entries[:4]

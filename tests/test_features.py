@@ -1,4 +1,4 @@
-"The feature cache: shards that are whole or absent, an extraction that goes on, reading that does not fill the memory."
+"The feature cache: atomic shards, resumed extraction, and reading that does not load everything."
 
 import re, signal, subprocess, sys, types
 from pathlib import Path
@@ -8,11 +8,11 @@ from slotnb import features as F
 from slotnb.backbones import ViTBackbone
 from slotnb.core import SlotnbError, digest, read_json
 from slotnb.data import Dataset, Entry, KubricFolders, Sample
-from slotnb.features import Features, extract, feature_key
+from slotnb.features import Features, LazyFeatures, extract, feature_key, gather, to_device
 
 
 class Pictures(Dataset):
-    "Images made from their number; those in `wide` have another size, those in `broken` can't be read."
+    "Images generated from their number; those in `wide` have another size, those in `broken` cannot be read."
 
     def __init__(self, n, wide=(), broken=()):
         super().__init__('pictures', [Entry(f'scene_{i:04}', 0, i) for i in range(n)])
@@ -30,7 +30,7 @@ class Pictures(Dataset):
 
 
 class Counting:
-    "A backbone that can be foretold: 4 tokens of 6 numbers from the mean of the image. Counts calls and images, stops at `limit`."
+    "A fake backbone: 4 tokens of 6 channels from the mean of the image. Counts calls and images, stops at `limit`."
 
     record, device = dict(backbone='timm:vit/tiny', grid=[2, 2], dim=6), torch.device('cpu')
 
@@ -77,7 +77,7 @@ def test_only_missing_shards_are_computed(tmp_path):
 
 
 def test_killed_between_shards(tmp_path):
-    "A process killed outright leaves whole shards and nothing else that counts; a second one goes on."
+    "A killed process leaves complete shards only; a second one resumes."
     code = f'''import os, signal, sys; sys.path.insert(0, {str(Path(__file__).parent)!r})
 import test_features as t
 class Dies(t.Counting):
@@ -127,8 +127,8 @@ def test_lazily_indexed_is_whole(tmp_path, size, n):
             feats[i]
 
 
-def test_what_is_taken_can_be_changed(tmp_path):
-    "Indexing copies: a training loop that works in place can't reach the cache."
+def test_indexing_copies(tmp_path):
+    "A training loop that works in place cannot change the cache."
     feats = fill(tmp_path)
     first = feats[0]
     first += 1
@@ -139,7 +139,7 @@ def test_what_is_taken_can_be_changed(tmp_path):
 
 @pytest.mark.skipif(not Path('/proc/self/maps').exists(), reason='needs /proc')
 def test_shards_lie_in_their_files(tmp_path):
-    "Each shard's memory is a mapping of its file, and the address of its numbers is inside."
+    "The memory of each shard is a mapping of its file."
     feats = fill(tmp_path)
     maps = [re.match(r'(\w+)-(\w+) .* (/.*)$', l) for l in Path('/proc/self/maps').read_text().splitlines()]
     maps = [(int(m[1], 16), int(m[2], 16), m[3]) for m in maps if m]
@@ -201,7 +201,7 @@ def test_index_comes_first_and_says_all(tmp_path):
         Features(next(tmp_path.iterdir()))
 
 
-def test_full_disk_is_seen_before_the_backbone_runs(tmp_path, monkeypatch):
+def test_full_disk_is_reported_before_the_backbone_runs(tmp_path, monkeypatch):
     free = types.SimpleNamespace(free=10 * 4 * 6 * 2 - 1)
     monkeypatch.setattr(F.shutil, 'disk_usage', lambda p: free)
     b = Counting()
@@ -217,7 +217,7 @@ def test_full_disk_is_seen_before_the_backbone_runs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize('workers', [0, 2])
 def test_sizes_and_broken_images(tmp_path, workers):
-    "Images of another size go alone, in their place; a broken one is named in one sentence, also from a worker."
+    "Images of another size are processed alone, in order; a broken one is named, also from a worker."
     feats = extract(Counting(), Pictures(6, wide=(1, 2)), 3, tmp_path, False, workers)
     assert torch.equal(feats.feats, want(6, wide=(1, 2)))
     with pytest.raises(SlotnbError) as e:
@@ -232,6 +232,19 @@ def test_beyond_half_precision(tmp_path):
     with pytest.raises(SlotnbError, match="'timm:vit/tiny' are beyond half precision"):
         fill(tmp_path, backbone=Counting(scale=1e5))
     assert files(tmp_path) == ['index.json']
+
+
+def test_lazy_features(tmp_path):
+    "Selected, changed and nested features equal those of the whole tensor, from disk and from memory."
+    feats, whole, index = fill(tmp_path), want(10), torch.tensor([7, 0, 3, 3, 9])
+    for source in (feats, whole):
+        lazy = LazyFeatures(LazyFeatures(source, lambda x: x - 1), lambda x: 2 * x, index)
+        expected = 2 * (whole - 1)[index]
+        assert len(lazy) == 5 and lazy.shape == expected.shape and torch.equal(lazy.load(), expected)
+        for i in (0, -1, slice(1, 4), [4, 0], torch.tensor([2, 2]), torch.arange(5) > 2):
+            assert torch.equal(lazy[i], expected[i]), i
+        assert torch.equal(gather(lazy, torch.tensor([3, 1])), gather(expected, torch.tensor([3, 1])))
+    assert to_device(index, torch.device('cpu')) is index
 
 
 def test_the_key(tmp_path):
