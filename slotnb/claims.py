@@ -23,7 +23,7 @@ from .backbones import ViTBackbone
 from .baselines import kmeans_masks
 from .core import SlotnbError, atomic_path, cache_dir, default_device, read_json, write_json
 from .diagnostics import feature_stats, slot_stats
-from .feature_card import effective_rank, neighbour_cosine, spectrum
+from .feature_measures import effective_rank, neighbour_cosine, spectrum
 from .losses import fvu
 from .metrics import best_overlap, evaluate_masks, hard_masks
 from .normalizer import Normalizer

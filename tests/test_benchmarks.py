@@ -3,7 +3,7 @@
 import json, subprocess, sys
 import pytest
 from conftest import ROOT
-from slotnb.report import paired_table, plot_speed, speed_table, throughput_table
+from slotnb.speed import paired_table, plot_speed, speed_table, throughput_table
 
 PARTS = {'steps', 'quality', 'vectorize', 'extraction', 'scale'}
 

@@ -8,7 +8,8 @@ from PIL import Image
 from conftest import DATA
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
-from slotnb.explorer.widget import SlotExplorer, serve
+from slotnb.explorer.widget import SlotExplorer
+from slotnb.explorer.server import serve
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_scene, hard_masks
 from slotnb.plots import colorize
@@ -17,21 +18,11 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.train import fit
 from slotnb.runs.folder import is_kept, load_tracked_masks
 from slotnb.fast.many_models import fit_many
-from slotnb.explorer.views import (
-    NUMBERS,
-    Replay,
-    State,
-    Viewer,
-    find_runs,
-    numbers,
-    query,
-    runs_page,
-    same_place,
-    scene_page,
-    segment_colors,
-    training_page,
-    words,
-)
+from slotnb.explorer.views import NUMBERS, numbers, query, state_warnings
+from slotnb.explorer.replay import Replay, training_page
+from slotnb.explorer.state import State, find_runs
+from slotnb.explorer.viewer import Viewer
+from slotnb.explorer.pages import runs_page, same_place, scene_page, segment_colors
 
 FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu')
 

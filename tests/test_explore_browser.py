@@ -7,7 +7,10 @@ from conftest import DATA, ROOT
 from slotnb.explorer.widget import _free_port, _listens
 from slotnb.runs.config import TrainConfig
 from slotnb.train import fit
-from slotnb.explorer.views import NUMBERS, Picture, State, Viewer, one_thread, runs_page, scene_page, small
+from slotnb.explorer.views import NUMBERS, Picture
+from slotnb.explorer.state import State
+from slotnb.explorer.viewer import Viewer, one_thread, shrink
+from slotnb.explorer.pages import runs_page, scene_page
 
 LONG = 240_000  # milliseconds; the machine may be slow and busy
 SHOTS = ROOT / 'tests/_artifacts'

@@ -4,9 +4,11 @@ equal tests/originals.py at each block, with the final norm and without, square 
 import pytest, safetensors.torch, torch
 import originals as O
 from slotnb import backbones as B
-from slotnb.backbones import BackboneSpec, ViTBackbone, read_spec
+from slotnb.backbone_specs import BackboneSpec, read_spec
+from slotnb.backbones import ViTBackbone
 from slotnb.core import SlotnbError
-from slotnb.weights import layout, read_state
+from slotnb.layouts import layout
+from slotnb.weights import read_state
 
 DIM, DEPTH, PATCH, SIDE, HEADS = 32, 3, 4, 7, 2
 TIMM = dict(embed_dim=DIM, depth=DEPTH, num_heads=HEADS, patch_size=PATCH, img_size=PATCH * SIDE)

@@ -15,19 +15,11 @@ from slotnb.core import SlotnbError, atomic_path, need_extra, write_json
 from slotnb.data import Dataset
 from slotnb.normalizer import Normalizer
 from slotnb.evaluate import Run
-from slotnb.explorer.views import (
-    NUMBERS,
-    Picture,
-    Replay,
-    State,
-    Viewer,
-    find_runs,
-    find_scenes,
-    runs_page,
-    scene_page,
-    small,
-    training_page,
-)
+from slotnb.explorer.views import NUMBERS, Picture
+from slotnb.explorer.replay import Replay, training_page
+from slotnb.explorer.state import State, find_runs, find_scenes
+from slotnb.explorer.viewer import Viewer, shrink
+from slotnb.explorer.pages import runs_page, scene_page
 
 anywidget, w = (need_extra(name, 'explore', 'the explorer needs') for name in ('anywidget', 'ipywidgets'))
 
