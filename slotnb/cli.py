@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['COMMANDS', 'TrainCommand', 'FeaturesConfig', 'ReportConfig', 'RenderConfig', 'InfoConfig', 'ConvertConfig',
-           'DataConfig', 'ExploreConfig', 'run_features', 'run_train', 'run_data', 'run_claims', 'run_report',
-           'run_explore', 'run_sweep', 'with_preset', 'main']
+           'DataConfig', 'ExploreConfig', 'run_features', 'run_train', 'run_data', 'run_report', 'run_explore',
+           'run_sweep', 'with_preset', 'main']
 
 # %% ../nbs/appendix/cli.ipynb #cell-2
 import signal, sys, threading
@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated, Literal
 import tyro
-from .claims import NOTEBOOKS, ClaimsConfig, Evidence, build_claims, claims_table, measure_claims, pages_of
 from .core import SlotnbError
 from .diagnostics import feature_std_table
 from .feature_card import card
@@ -21,7 +20,7 @@ from .features import extract
 from .formats.convert import convert_data, info
 from .normalizer import Normalizer
 from .scenes.render import render
-from .report import build_report
+from .report import build_report, render_notebook
 from .sweep import SweepConfig, sweep
 from .runs.config import PRESETS, TrainConfig, preset
 from .evaluate import evaluate
@@ -188,20 +187,12 @@ def run_data(c):
         print(convert_data(a.data_dir, a.out_dir, a.format, a.split, a.max_frames, a.skip_broken, a.shard_size))
 
 
-def run_claims(c):
-    failed = measure_claims(c)
-    table = claims_table(Evidence.read(c.out))
-    print('\n'.join(f'{r.claim}: {r.verdict.upper()}. {r.why}' for r in table.itertuples()))
-    if c.pages:
-        print(*build_claims(c.out, c.pages, pages_of(c.only)), sep='\n')
-    _say_failed(failed)
-
-
 def run_report(c):
     print(build_report(c.runs_dir, c.out, c.notebook))
-    claims = Path(c.notebook).parent / 'claims'  # to whose evidence the report links
-    if claims.is_dir():
-        print(*build_claims(claims, Path(c.out).parent, NOTEBOOKS[:1], False))
+    notebook = Path(c.notebook).parent / 'claims.ipynb'  # the report links to its evidence
+    if notebook.is_file():
+        results = dict(results=str(notebook.with_suffix('').resolve()))
+        print(render_notebook(notebook, Path(c.out).parent / 'claims.html', results))
 
 
 def run_explore(c):
@@ -227,7 +218,6 @@ COMMANDS = dict(
     data=(DataConfig, run_data),
     render=(RenderConfig, lambda c: print(render(**vars(c)), 'scenes made')),
     sweep=(SweepConfig, run_sweep),
-    claims=(ClaimsConfig, run_claims),
     report=(ReportConfig, run_report),
     explore=(ExploreConfig, run_explore),
 )
