@@ -1,4 +1,5 @@
-"How long the explorer takes to answer, measured in a real browser: from the event to the changed pixels, every control in turn, scenes of 256 px on the CPU."
+"""How long the explorer takes to answer, measured in a real browser: from the event to the changed pixels, every
+control in turn, scenes of 256 px on the CPU."""
 
 import argparse, json, os, shutil, signal, subprocess, sys, tempfile
 from pathlib import Path

@@ -1,4 +1,5 @@
-"Images per second of a backbone in fp32 and bf16, in turns in one process, and the error of the faster one on real images."
+"""Images per second of a backbone in fp32 and bf16, in turns in one process, and the error of the faster one on real
+images."""
 
 from pathlib import Path
 import torch

@@ -28,8 +28,9 @@ def wait(device):
 
 
 def alternate(sides, repeats, device=torch.device('cpu')):
-    """Seconds of each side and its speed-up over the first side. The sides take turns, so that a slow minute of the machine hits all of them, and a
-    ratio is formed within each turn. Each side runs five times before: a CUDA graph is recorded in its fourth call."""
+    """Seconds of each side and its speed-up over the first side. The sides take turns, so that a slow minute of the
+    machine hits all of them, and a ratio is formed within each turn. Each side runs five times before: a CUDA graph
+    is recorded in its fourth call."""
     for f in sides.values():
         for _ in range(5):
             f()
@@ -46,8 +47,8 @@ def alternate(sides, repeats, device=torch.device('cpu')):
 
 
 def peak_bytes(f, device=torch.device('cpu')):
-    """Largest number of bytes of tensors that exist at the same time while `f` runs, beyond those that existed before it.
-    The allocator is asked, so the answer is the same every time. `f` runs twice, and the second call counts."""
+    """Largest number of bytes of tensors that exist at the same time while `f` runs, beyond those that existed before
+    it. The allocator is asked, so the answer is the same every time. `f` runs twice, and the second call counts."""
     if device.type == 'cuda':
         f()
         torch.cuda.synchronize()

@@ -1,8 +1,9 @@
-"""The other side of the benchmarks: slot attention and its decoders as the papers write them, eager PyTorch in single precision, Adam as it comes.
+"""The other side of the benchmarks: slot attention and its decoders as the papers write them, eager PyTorch in single
+precision, Adam as it comes.
 
-Nothing of slotnb is used. The parameters have slotnb's names, so that both sides start from the same numbers and must arrive at the same ones.
-Locatello et al., Object-Centric Learning with Slot Attention, NeurIPS 2020; Seitzer et al., Bridging the Gap to Real-World Object-Centric Learning, ICLR 2023.
-"""
+Nothing of slotnb is used. The parameters have slotnb's names, so that both sides start from the same numbers and
+must arrive at the same ones. Locatello et al., Object-Centric Learning with Slot Attention, NeurIPS 2020; Seitzer
+et al., Bridging the Gap to Real-World Object-Centric Learning, ICLR 2023."""
 
 import torch
 from torch import nn

@@ -1,7 +1,8 @@
-"""Does it learn the same? Runs of every engine and precision on the real features of the committed scenes, paired by seed, scored on the test scenes.
+"""Does it learn the same? Runs of every engine and precision on the real features of the committed scenes, paired by
+seed, scored on the test scenes.
 
-A whole run by `fit` and `evaluate`, as anybody trains it. Two things are compared by the mean of the paired differences and its 95 % interval.
-"""
+A whole run by `fit` and `evaluate`, as anybody trains it. Two things are compared by the mean of the paired
+differences and its 95 % interval."""
 
 import tempfile
 from pathlib import Path

@@ -8,8 +8,8 @@ gpu         on a GPU: seconds per epoch, and many runs as one stack
 
 python benchmarks/run.py [--only steps quality] [--small] [--device cuda]
 
-Results go to benchmarks/results/<machine>.json. A finished part is written at once; parts that were not asked for keep their results.
-"""
+Results go to benchmarks/results/<machine>.json. A finished part is written at once; parts that were not asked for
+keep their results."""
 
 import argparse
 import time

@@ -1,9 +1,10 @@
-"""How time and memory of a run grow with the number of scenes: a real `fit` and `evaluate`, in a process of its own for each size.
+"""How time and memory of a run grow with the number of scenes: a real `fit` and `evaluate`, in a process of its own
+for each size.
 
-Features are random and come from a stand-in backbone through the real cache, which is deleted again. The exponent is the slope of log against log.
+Features are random and come from a stand-in backbone through the real cache, which is deleted again. The exponent
+is the slope of log against log.
 
-python benchmarks/scale.py --scenes 60 600 6000
-"""
+python benchmarks/scale.py --scenes 60 600 6000"""
 
 import argparse
 import json
@@ -61,7 +62,8 @@ class StandIn:
 
 
 class OwnMemory:
-    "Largest number of bytes that only this process has (RssAnon), sampled in a thread; mapped pages of the cache do not count."
+    """Largest number of bytes that only this process has (RssAnon), sampled in a thread; mapped pages of the cache do
+    not count."""
 
     def __enter__(self):
         self.base = self.peak = self.now()

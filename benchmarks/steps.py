@@ -1,7 +1,7 @@
-"""A training step: the papers' code in plain PyTorch, slotnb's default engine and its fast one, from the same weights, in turns, in one process.
+"""A training step: the papers' code in plain PyTorch, slotnb's default engine and its fast one, from the same weights,
+in turns, in one process.
 
-One thread on a CPU, as the papers' implementations are compared. Weights are initial, features are noise.
-"""
+One thread on a CPU, as the papers' implementations are compared. Weights are initial, features are noise."""
 
 import copy
 import torch

@@ -1,13 +1,39 @@
 "What every test needs: the repository's root, a cache that lives as long as the checkout, and a small set of scenes."
 
-import os, shutil, subprocess
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
-import pytest, torch
+import pytest
+import torch
 
 ROOT = Path(__file__).parent.parent
 os.environ.setdefault('SLOTNB_CACHE', str(ROOT / '.cache/slotnb'))
 os.environ.setdefault('HF_HUB_DISABLE_PROGRESS_BARS', '1')
+sys.path.insert(0, str(ROOT / 'tests'))  # tests/slow imports from here, runs of tests name parts here
+os.environ['PYTHONPATH'] = os.pathsep.join(filter(None, [str(ROOT / 'tests'), os.environ.get('PYTHONPATH')]))
 DATA = ROOT / 'data/movi_a_subset'
+
+
+def pytest_sessionstart(session):
+    "Features of the committed scenes are computed once, before processes of pytest-xdist ask for them at the same time."
+    if hasattr(session.config, 'workerinput') or not session.config.getoption('numprocesses', None):
+        return
+    from slotnb.backbones import ViTBackbone
+    from slotnb.data import KubricFolders
+    from slotnb.features import extract
+
+    for split in ('train', 'test'):
+        extract(ViTBackbone('dinov2_vits14'), KubricFolders(DATA, split), show_progress=False)
+
+
+def run_notebook(path):
+    "Run a notebook as nbdev_test does."
+    from nbdev.test import test_nb
+
+    ok, _ = test_nb(path, basepath=ROOT, showerr=True)
+    assert ok, f'{path.name} fails; see the traceback above'
 
 
 @pytest.fixture(autouse=True)
@@ -26,7 +52,8 @@ def few_scenes(tmp_path):
 
 
 def find_chromium():
-    "Chromium's path, installed if that can be done without asking; where it can't, the browser tests are skipped, but never by CI."
+    """Chromium's path, installed if that can be done without asking; where it can't, the browser tests are skipped,
+    but never by CI."""
     names = os.environ.get('CHROMIUM', ''), 'chromium', 'chromium-browser', 'google-chrome', 'google-chrome-stable'
     found = lambda: next((p for n in names if n and (p := shutil.which(n))), None)
     if not found() and shutil.which('apt-get') and os.geteuid() == 0:
@@ -39,7 +66,8 @@ def find_chromium():
 
 @pytest.fixture(scope='module')
 def browser():
-    "A real Chromium, without a window. It ends with its module: while Playwright is there, no other event loop can run."
+    """A real Chromium, without a window. It ends with its module: while Playwright is there, no other event loop can
+    run."""
     playwright = pytest.importorskip('playwright.sync_api')
     with playwright.sync_playwright() as p:
         chromium = p.chromium.launch(

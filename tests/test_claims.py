@@ -82,7 +82,8 @@ def test_committed_runs_are_whole(evidence):
 
 
 def test_defaults_are_what_the_rule_chose(evidence):
-    "The rule of reports/claims/protocol.py, applied to the committed numbers, gives the library's defaults; and the page says so."
+    """The rule of reports/claims/protocol.py, applied to the committed numbers, gives the library's defaults; and the
+    page says so."""
     default, chosen = TrainConfig(), RECIPE | chosen_defaults(evidence.rows)
     assert {k: getattr(default, k) for k in chosen} == chosen
     cells = json.loads((ROOT / 'reports/claims.ipynb').read_text())['cells']

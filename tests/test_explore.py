@@ -247,7 +247,8 @@ def test_errors_in_words(runs, tmp_path, capfd):
 
 
 def test_history_of_all_trainers_is_one(runs, tmp_path):
-    "Kept by a stack, by a run alone and by one that was interrupted: the same images, epochs and, to half precision, masks."
+    """Kept by a stack, by a run alone and by one that was interrupted: the same images, epochs and, to half precision,
+    masks."""
     alone = fit(TrainConfig(**FEW, save_dir=str(tmp_path / 'alone')), False)
     a, b = load_tracked_masks(alone), load_tracked_masks(runs['plain'])
     assert (

@@ -1,4 +1,5 @@
-"The one door for speed: the fast step computes what the plain one does, is used for built-in parts only, and can be deleted."
+"""The one door for speed: the fast step computes what the plain one does, is used for built-in parts only, and can be
+deleted."""
 
 import copy
 import json

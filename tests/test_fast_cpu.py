@@ -1,4 +1,5 @@
-"Compiled CPU kernels: the plain modules' outputs and gradients, for all shapes, threads and registers; refusals; the build."
+"""Compiled CPU kernels: the plain modules' outputs and gradients, for all shapes, threads and registers; refusals; the
+build."""
 
 import copy, os, stat, subprocess, sys
 import pytest, torch
@@ -533,7 +534,8 @@ def test_a_folder_of_another_user_is_refused(fresh, monkeypatch):
 @pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() == 'AVX2', reason='has no wider registers than AVX2')
 def test_on_narrow_registers():
     "A processor with AVX-512 also runs the kernels for AVX2."
-    code = 'import torch, pytest, sys; assert torch.backends.cpu.get_cpu_capability() == "AVX2"; sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "exact or nan or bit", sys.argv[1]]))'
+    code = 'import sys, pytest, torch; assert torch.backends.cpu.get_cpu_capability() == "AVX2"; '
+    code += 'sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "-k", "exact or nan or bit", sys.argv[1]]))'
     env = os.environ | dict(ATEN_CPU_CAPABILITY='avx2')
     done = subprocess.run([sys.executable, '-c', code, __file__], env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]

@@ -1,4 +1,5 @@
-"The house: arrows between modules go one way, every module stands alone, notebooks and package agree, code is formatted."
+"""The house: arrows between modules go one way, every module stands alone, notebooks and package agree, code is
+formatted."""
 
 import ast
 import json
@@ -188,8 +189,8 @@ def test_every_module_has_a_notebook():
 
 @pytest.mark.parametrize('path', notebooks(), ids=lambda p: f'{p.parent.name}/{p.stem}')
 def test_notebook_is_clean(path, copy):
-    """No execution counts, no widget state, no error, no metadata of somebody's editor; outputs are kept; the tag `parameters`
-    survives nbdev_clean."""
+    """No execution counts, no widget state, no error, no metadata of somebody's editor; outputs are kept; the tag
+    `parameters` survives nbdev_clean."""
     cleaned = json.loads((copy / path.relative_to(ROOT)).read_text())
     assert cleaned == json.loads(path.read_text()), f'run nbdev_clean on {path.name}'
     nb = json.loads(path.read_text())

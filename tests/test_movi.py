@@ -1,4 +1,5 @@
-"MOVi's TFRecords: equal to what TensorFlow Datasets reads, whatever the file system, and every way in which a copy may be broken."
+"""MOVi's TFRecords: equal to what TensorFlow Datasets reads, whatever the file system, and every way in which a copy
+may be broken."""
 
 import hashlib, importlib.util, json, os, pickle, shutil, struct, sys, threading
 from collections import Counter
@@ -565,7 +566,8 @@ def bucket(root, monkeypatch):
 
 
 def test_a_bucket_without_an_account(bucket):
-    "gcsfs itself against a server that refuses any credentials: equal to local, headers only, then every record once, in workers too."
+    """gcsfs itself against a server that refuses any credentials: equal to local, headers only, then every record
+    once, in workers too."""
     url = 'gs://public/movi_a/64x64/1.0.0'
     ds = opened(url)
     assert bucket.log == [12] * 3 and tfrecords.filesystem(url).storage_options == dict(

@@ -1,5 +1,6 @@
-"""Parity: small networks with random weights, written to disk under the names that their authors gave, read through the public ViTBackbone,
-equal tests/originals.py at each block, with the final norm and without, square and not, tokens, queries, keys and values."""
+"""Parity: small networks with random weights, written to disk under the names that their authors gave, read through
+the public ViTBackbone, equal tests/originals.py at each block, with the final norm and without, square and not,
+tokens, queries, keys and values."""
 
 import pytest, safetensors.torch, torch
 import originals as O
@@ -153,7 +154,8 @@ def test_facets(family, size):
 
 
 def test_every_part_would_show(family):
-    "The references are no fair-weather ones: change any one weight tensor a little and they part by far more than the bound."
+    """The references are no fair-weather ones: change any one weight tensor a little and they part by far more than
+    the bound."""
     name, path, w, original = family
     x, blind = (
         normalised(images('spec')),

@@ -135,7 +135,8 @@ def test_streamed_run_equals_one_in_memory(tmp_path, monkeypatch, normalizer, fe
 
 
 def test_memory_is_flat_in_scenes():
-    "290 scenes more are 114 MB of features: neither training nor evaluating takes a quarter of that when nothing is kept; a run that keeps them is seen to."
+    """290 scenes more are 114 MB of features: neither training nor evaluating takes a quarter of that when nothing is
+    kept; a run that keeps them is seen to."""
     r, kept = (
         scale.scale_scenes((60, 350), TINY, in_memory=0, evaluated=True, threads=1),
         scale.scale_scenes((60, 350), TINY, in_memory=10**9, threads=1),

@@ -62,7 +62,8 @@ def test_goes_on_past_a_failed_run(tmp_path):
 
 
 def test_papermill_passes_what_was_asked(tmp_path):
-    "The trap that made runs train with the defaults: the executed notebook has to hold our value, and the run its config."
+    """The trap that made runs train with the defaults: the executed notebook has to hold our value, and the run its
+    config."""
     (c,) = plan_runs(
         ['dinov2_vits14'],
         ['token'],

@@ -158,7 +158,8 @@ def few(folder, **other):
 
 
 def test_warm_start(tmp_path):
-    "Projection, initial slots and slot attention of another run, and nothing else; a run of another shape is refused by name."
+    """Projection, initial slots and slot attention of another run, and nothing else; a run of another shape is refused
+    by name."""
     first = fit(few(tmp_path / 'first'), show_progress=False)
     before = load_tensors(first / 'best_model.safetensors')[0]
     config = few(tmp_path / 'second', decoder='mlp', seed=5, warm_start=str(first))

@@ -1,4 +1,5 @@
-"The explorer in a real browser: JupyterLab with its notebook, and the page that `slotnb explore` serves. What is drawn is compared with what the library computes."
+"""The explorer in a real browser: JupyterLab with its notebook, and the page that `slotnb explore` serves. What is
+drawn is compared with what the library computes."""
 
 import base64, io, json, os, re, secrets, shutil, signal, subprocess, sys, time, urllib.request
 import numpy as np, pytest
