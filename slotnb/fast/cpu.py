@@ -17,9 +17,8 @@ from ..slot_attention import EPS, SlotAttention, SlotOutput
 
 # %% ../../nbs/fast/cpu.ipynb #cpu-9
 _FLAGS = '-O3 -std=c++17 -shared -fPIC -fopenmp -ffp-contract=fast -fno-math-errno -fno-trapping-math'.split()
-_REGISTERS = dict(  # flags of the compiler, by what `torch.backends.cpu.get_cpu_capability()` reports
-    AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split()
-)
+# by what `torch.backends.cpu.get_cpu_capability()` reports
+_REGISTERS = dict(AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split())
 _FUNCTIONS = dict(  # types of the result and of the arguments: p a pointer, l long, f float, d double, - none
     slot_attention_scratch='l lllllll',
     slot_attention_forward='- ppppppp lllllll fff',
@@ -38,10 +37,9 @@ def _kernel_folder():
     folder = cache_dir() / 'kernels'
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.stat()
     except OSError as e:
         raise SlotnbError(f'cannot use {folder} ({e.strerror}); set SLOTNB_CACHE to a folder of your own') from None
-    if info.st_uid != os.getuid():
+    if (info := folder.stat()).st_uid != os.getuid():
         raise SlotnbError(f'{folder} belongs to another user; set SLOTNB_CACHE to a folder of your own')
     if info.st_mode & 0o022:
         raise SlotnbError(f'{folder} is writable by other users; delete it, or allow only yourself: chmod 700 {folder}')
@@ -167,8 +165,7 @@ def _slot_attention_backward(
     upstream = [None if t is None else t.contiguous() for t in grads]
     flat = _slot_attention_backward_shapes(x, params, saved, grads, k, iters, scale)
     library, sizes = build(), (len(x), k, *x.shape[1:], len(params[-3]), iters)
-    start = torch.Size((len(x), k, x.shape[2]))
-    d_x, d_start, *d_params = _cut(flat, [x.shape, start, *(p.shape for p in params)])
+    d_x, d_start, *d_params = _cut(flat, [x.shape, torch.Size((len(x), k, x.shape[2])), *(p.shape for p in params)])
     scratch = x.new_empty(library.slot_attention_scratch(*sizes, True))
     places = x.data_ptr(), _array(params), *_at([saved, *upstream, d_x, d_start]), _array(d_params)
     library.slot_attention_backward(*places, scratch.data_ptr(), *sizes, torch.get_num_threads(), scale)
