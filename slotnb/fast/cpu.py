@@ -10,16 +10,15 @@ import ctypes, functools, os, shlex, shutil, subprocess
 from importlib import resources
 from pathlib import Path
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core import SlotnbError, atomic_path, cache_dir, check_shape, digest
 from ..decoder import AttentionDecoder, MLPDecoder
 from ..slot_attention import EPS, SlotAttention, SlotOutput
 
 # %% ../../nbs/fast/cpu.ipynb #cpu-9
 _FLAGS = '-O3 -std=c++17 -shared -fPIC -fopenmp -ffp-contract=fast -fno-math-errno -fno-trapping-math'.split()
-_REGISTERS = dict(  # flags of the compiler, by what `torch.backends.cpu.get_cpu_capability()` reports
-    AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split()
-)
+# by what `torch.backends.cpu.get_cpu_capability()` reports
+_REGISTERS = dict(AVX512='-mavx512f -mavx512bw -mavx512vl -mavx512dq -mfma'.split(), AVX2='-mavx2 -mfma'.split())
 _FUNCTIONS = dict(  # types of the result and of the arguments: p a pointer, l long, f float, d double, - none
     slot_attention_scratch='l lllllll',
     slot_attention_forward='- ppppppp lllllll fff',
@@ -38,10 +37,9 @@ def _kernel_folder():
     folder = cache_dir() / 'kernels'
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        info = folder.stat()
     except OSError as e:
         raise SlotnbError(f'cannot use {folder} ({e.strerror}); set SLOTNB_CACHE to a folder of your own') from None
-    if info.st_uid != os.getuid():
+    if (info := folder.stat()).st_uid != os.getuid():
         raise SlotnbError(f'{folder} belongs to another user; set SLOTNB_CACHE to a folder of your own')
     if info.st_mode & 0o022:
         raise SlotnbError(f'{folder} is writable by other users; delete it, or allow only yourself: chmod 700 {folder}')
@@ -65,8 +63,8 @@ def _library():
         path = folder / f'slotnb-{digest(*sources, dict(flags=flags, compiler=compiler, version=version))}.so'
         if not path.exists():
             with atomic_path(path) as tmp:
-                units = [str(p) for p in sources if p.suffix == '.cpp']
-                subprocess.run([*compiler, *flags, *units, '-o', tmp], check=True, capture_output=True, text=True)
+                command = [*compiler, *flags, *(p for p in sources if p.suffix == '.cpp'), '-o', tmp]
+                subprocess.run(command, check=True, capture_output=True, text=True)
         library = ctypes.CDLL(str(path))
     except subprocess.CalledProcessError as e:
         return f'{shlex.join(compiler)} does not compile the kernels ({(e.stderr.splitlines() or ["no message"])[0]})'
@@ -74,12 +72,11 @@ def _library():
         return f'the compiled kernels cannot be loaded ({e})'
     types = {'p': ctypes.c_void_p, 'l': ctypes.c_long, 'f': ctypes.c_float, 'd': ctypes.c_double, '-': None}
     for name, signature in _FUNCTIONS.items():
-        result, arguments = signature.split(' ', 1)
         function = getattr(library, name)
-        function.restype, function.argtypes = types[result], [types[c] for c in arguments.replace(' ', '')]
+        function.restype, *function.argtypes = (types[c] for c in signature.replace(' ', ''))
     return library
 
-# %% ../../nbs/fast/cpu.ipynb #cpu-10
+
 @functools.lru_cache
 def build() -> ctypes.CDLL:  # the functions of `slotnb/fast/src`
     "Compile the kernels with $CXX, g++ or clang++, or load them from the cache; raises `SlotnbError` without them."
@@ -96,13 +93,11 @@ def why_unsupported(
     for t in (*module.parameters(), *tensors):
         if t.device.type != 'cpu' or t.dtype != torch.float32:
             return f'the kernels are for float32 on the CPU, not for {t.dtype} on {t.device}'
-    if not all(t.numel() for t in tensors):
-        return 'there is no image, slot or patch'
+    if not all(t.numel() for t in tensors) or getattr(module, 'num_iters', 1) < 1:
+        return 'there is no image, slot, patch or iteration'
     if isinstance(library := _library(), str):
         return library
     if isinstance(module, SlotAttention):
-        if module.num_iters < 1:
-            return 'there is no iteration'
         multiple, widths = 16, (module.to_q.in_features, module.mlp[0].out_features)
     elif isinstance(module, AttentionDecoder):
         multiple, widths = 16, (module.skip.out_features,)
@@ -114,12 +109,11 @@ def why_unsupported(
         return f'{" and ".join(map(str, widths))} channels are not multiples of {multiple}'
     return ''
 
-# %% ../../nbs/fast/cpu.ipynb #cpu-12
+# %% ../../nbs/fast/cpu.ipynb #cpu-11
 _PARAMETERS = (  # of `SlotAttention`, in the order of slot_attention.cpp
-    *('norm_slots.weight', 'norm_slots.bias', 'to_q.weight', 'to_k.weight', 'to_v.weight', 'gru.weight_ih'),
-    *('gru.weight_hh', 'gru.bias_ih', 'gru.bias_hh', 'norm_mlp.weight', 'norm_mlp.bias', 'mlp.0.weight'),
-    *('mlp.0.bias', 'mlp.2.weight', 'mlp.2.bias'),
-)
+    'norm_slots.weight norm_slots.bias to_q.weight to_k.weight to_v.weight gru.weight_ih gru.weight_hh gru.bias_ih '
+    'gru.bias_hh norm_mlp.weight norm_mlp.bias mlp.0.weight mlp.0.bias mlp.2.weight mlp.2.bias'
+).split()
 
 
 def _at(tensors):
@@ -148,8 +142,7 @@ def _slot_attention(
     "Normalized patches (b n d), initial slots (b k d) -> slots (b k d), logits (b k n), what the backward pass needs."
     x, slots, *params = (t.contiguous() for t in (x, slots, *params))
     out, logits, saved = _slot_attention_shapes(x, slots, params, iters, scale, eps)
-    (b, k, d), n, h, library = slots.shape, x.shape[1], len(params[11]), build()
-    sizes = b, k, n, d, h, iters
+    library, sizes = build(), (*slots.shape[:2], *x.shape[1:], len(params[-3]), iters)  # b, k, n, d, h, iterations
     scratch = x.new_empty(library.slot_attention_scratch(*sizes, False))
     places = *_at([x, slots]), _array(params), *_at([out, logits, saved, scratch])
     library.slot_attention_forward(*places, *sizes, torch.get_num_threads(), scale, eps, EPS)
@@ -158,37 +151,29 @@ def _slot_attention(
 
 @_slot_attention.register_fake
 def _slot_attention_shapes(x, slots, params, iters, scale, eps):
-    (b, k, d), n, h, rows = slots.shape, x.shape[1], params[11].shape[0], iters * slots.shape[0] * slots.shape[1]
+    (b, k, d), n, h, rows = slots.shape, x.shape[1], params[-3].shape[0], iters * slots.shape[0] * slots.shape[1]
     saved = rows * (13 * d + h + 2 * ((n + 15) // 16 * 16)) + 3 * ((rows + 15) // 16 * 16)  # `Saved`, at most
-    return torch.empty_like(slots), slots.new_empty(b, k, n), slots.new_empty(saved)
+    return slots.new_empty(slots.shape), slots.new_empty(b, k, n), slots.new_zeros(saved)
 
 
 @torch.library.custom_op('slotnb::slot_attention_backward', mutates_args=())
 def _slot_attention_backward(
-    x: Tensor,
-    params: list[Tensor],
-    saved: Tensor,
-    d_slots: Tensor | None,
-    d_logits: Tensor | None,
-    k: int,
-    iters: int,
-    scale: float,
+    x: Tensor, params: list[Tensor], saved: Tensor, grads: list[Tensor | None], k: int, iters: int, scale: float
 ) -> Tensor:
-    "Gradients of x, of the initial slots and of the parameters, one behind the other."
+    "`grads` of slots and logits -> those of x, of the initial slots and of the parameters, flat."
     x, *params = (t.contiguous() for t in (x, *params))
-    d_slots, d_logits = (None if t is None else t.contiguous() for t in (d_slots, d_logits))
-    grads = _slot_attention_backward_shapes(x, params, saved, d_slots, d_logits, k, iters, scale)
-    (b, n, d), h, library = x.shape, len(params[11]), build()
-    d_x, d_start, *d_params = _cut(grads, [x.shape, torch.Size((b, k, d)), *(p.shape for p in params)])
-    sizes = b, k, n, d, h, iters
+    upstream = [None if t is None else t.contiguous() for t in grads]
+    flat = _slot_attention_backward_shapes(x, params, saved, grads, k, iters, scale)
+    library, sizes = build(), (len(x), k, *x.shape[1:], len(params[-3]), iters)
+    d_x, d_start, *d_params = _cut(flat, [x.shape, torch.Size((len(x), k, x.shape[2])), *(p.shape for p in params)])
     scratch = x.new_empty(library.slot_attention_scratch(*sizes, True))
-    places = x.data_ptr(), _array(params), *_at([saved, d_slots, d_logits, d_x, d_start]), _array(d_params)
+    places = x.data_ptr(), _array(params), *_at([saved, *upstream, d_x, d_start]), _array(d_params)
     library.slot_attention_backward(*places, scratch.data_ptr(), *sizes, torch.get_num_threads(), scale)
-    return grads
+    return flat
 
 
 @_slot_attention_backward.register_fake
-def _slot_attention_backward_shapes(x, params, saved, d_slots, d_logits, k, iters, scale):
+def _slot_attention_backward_shapes(x, params, saved, grads, k, iters, scale):
     return x.new_empty(x.numel() + x.shape[0] * k * x.shape[2] + sum(p.numel() for p in params))
 
 
@@ -202,14 +187,14 @@ def _slot_attention_context(ctx, inputs, output):
 
 def _slot_attention_gradients(ctx, d_slots, d_logits, _):
     x, saved, *params = ctx.saved_tensors
-    grads = _slot_attention_backward(x, params, saved, d_slots, d_logits, ctx.start[1], ctx.iters, ctx.scale)
+    grads = _slot_attention_backward(x, params, saved, [d_slots, d_logits], ctx.start[1], ctx.iters, ctx.scale)
     d_x, d_start, *d_params = _cut(grads, [x.shape, ctx.start, *(p.shape for p in params)])
     return d_x, d_start, d_params, None, None, None
 
 
 _slot_attention.register_autograd(_slot_attention_gradients, setup_context=_slot_attention_context)
 
-# %% ../../nbs/fast/cpu.ipynb #cpu-14
+# %% ../../nbs/fast/cpu.ipynb #cpu-13
 @torch.library.custom_op('slotnb::attention_decoder_mse', mutates_args=())
 def _attention_decoder_mse(inputs: list[Tensor], target: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     "[features of the slots (b k d), logits (b k n)], target (b n d) -> MSE, and the gradients of the inputs, flat."
@@ -224,15 +209,13 @@ def _attention_decoder_mse(inputs: list[Tensor], target: Tensor, temperature: fl
 
 
 @torch.library.custom_op('slotnb::mlp_decoder_mse', mutates_args=())
-def _mlp_decoder_mse(
-    inputs: list[Tensor], target: Tensor, temperature: float, block_rows: int
-) -> tuple[Tensor, Tensor]:
+def _mlp_decoder_mse(inputs: list[Tensor], target: Tensor, temperature: float, rows: int) -> tuple[Tensor, Tensor]:
     "[first layer of slots (b k h), of positions (n h), alpha weight (h), layers, alpha bias (1)], target -> as above."
     *inputs, target = (t.contiguous() for t in (*inputs, target))
     (b, k, h), (n, d), library = inputs[0].shape, target.shape[1:], build()
-    limit = max(1, min(b, block_rows // (k * min(n, 64))))  # images of a block: few enough for 64 patches of a slot
+    limit = max(1, min(b, rows // (k * min(n, 64))))  # images of a block: few enough for 64 patches of a slot
     images = -(-b // -(-b // limit))
-    patches = -(-n // min(n, -(-images * k * n // block_rows)))  # blocks of nearly equal size
+    patches = -(-n // min(n, -(-images * k * n // rows)))  # blocks of nearly equal size
     sizes = (len(inputs) - 4) // 2 - 1, b, k, n, h, d, images, patches, torch.get_num_threads()
     grads = target.new_zeros(sum(t.numel() for t in inputs))
     parts, scratch = _cut(grads, [t.shape for t in inputs]), target.new_empty(library.mlp_decoder_scratch(*sizes))
@@ -263,14 +246,14 @@ for _op in (_attention_decoder_mse, _mlp_decoder_mse):
     _op.register_fake(_mse_shapes)
     _op.register_autograd(_mse_gradients, setup_context=_mse_context)
 
-# %% ../../nbs/fast/cpu.ipynb #cpu-16
+# %% ../../nbs/fast/cpu.ipynb #cpu-15
 def _refuse(module, *tensors, target=None):
     if target is not None and target.requires_grad:
         raise SlotnbError('the kernels give no gradient for target; detach it, or use feature_mse of the plain decoder')
     if why := why_unsupported(module, *tensors, *([] if target is None else [target])):
         raise SlotnbError(f'{type(module).__name__} has no CPU kernel here: {why}; call the module itself')
 
-# %% ../../nbs/fast/cpu.ipynb #cpu-17
+
 def slot_attention(
     module: SlotAttention,
     inputs: Tensor,  # (b n d) projected patch tokens
