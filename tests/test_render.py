@@ -1,5 +1,4 @@
-"""The committed scenes are what the recipe makes, and a dataset is the same whoever makes it, however often it was
-interrupted."""
+"The committed scenes are what the recipe makes, and a dataset is the same whoever makes it, however often it was interrupted."
 
 import os, signal, subprocess, sys, threading, time
 from collections import Counter
@@ -129,8 +128,7 @@ def test_normals_are_unit_in_the_world_and_face_the_camera(ball_on_floor):
 
 @pytest.mark.parametrize('shape', p.SHAPES)
 def test_normals_of_a_turned_thing_turn_with_it(shape):
-    """Depth and normals agree: the point that was met lies on the surface, and the normal is that of the face it lies
-    on."""
+    "The hit lies on the surface of the object, and the normal is that of its face."
     mj = pytest.importorskip('mujoco')
     turn = np.array([0.5, 0.5, -0.5, 0.5])  # x to z, y to -x, z to -y
     thing = p.Thing(shape, 'large', 'metal', 'red', [0, 0, 2.0], turn.tolist(), [0, 0, 0])
@@ -200,8 +198,10 @@ CLI = dict(metal='0..1', frames=3, size=48, samples=4, depth=True, normals=True)
 
 def start(folder, scenes):
     "The job as a user starts it, in a process group of its own."
-    code = 'from slotnb.scenes.render import render\nif __name__ == "__main__":\n    '
-    code += f'render({str(folder)!r}, {scenes}, workers=2, progress=False, **{CLI})'
+    code = (
+        'from slotnb.scenes.render import render\n'
+        f'if __name__ == "__main__": render({str(folder)!r}, {scenes}, workers=2, progress=False, **{CLI})'
+    )
     return subprocess.Popen(
         [sys.executable, '-c', code], cwd=ROOT, start_new_session=True, stderr=subprocess.PIPE, text=True
     )
