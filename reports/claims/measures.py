@@ -16,7 +16,7 @@ from slotnb.baselines import kmeans_masks
 from slotnb.core import read_json
 from slotnb.diagnostics import feature_stats, slot_stats
 from slotnb.evaluate import load_run, predict
-from slotnb.feature_card import effective_rank, neighbour_cosine, spectrum
+from slotnb.feature_measures import effective_rank, neighbour_cosine, spectrum
 from slotnb.losses import fvu
 from slotnb.metrics import best_overlap, evaluate_masks, hard_masks
 from slotnb.normalizer import Normalizer
