@@ -1,7 +1,13 @@
-"""How long the explorer takes to answer, measured in a real browser: from the event to the changed pixels, every
-control in turn, scenes of 256 px on the CPU."""
+"Response time of the explorer in a real browser, from the event to the changed pixels, scenes of 256 px, on the CPU."
 
-import argparse, json, os, shutil, signal, subprocess, sys, tempfile
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 import numpy as np
 from playwright.sync_api import sync_playwright
@@ -9,16 +15,18 @@ from slotnb.runs.config import TrainConfig, versions
 from slotnb.train import fit
 
 ROOT = Path(__file__).parent.parent
-# the time of the last event, and the time when its answer was drawn and handed to the screen
+# the time of the last event, and the time when its pictures were drawn
 WATCH = '''() => {
-  for (const kind of ['pointerdown', 'keydown', 'change']) addEventListener(kind, (e) => { window.began = e.timeStamp; window.ended = null; }, true);
+  const start = (e) => { window.began = e.timeStamp; window.ended = null; };
+  for (const kind of ['pointerdown', 'keydown', 'change']) addEventListener(kind, start, true);
   const pictures = document.querySelector('.slotnb:has([data-key=segments])');
-  new MutationObserver(() => requestAnimationFrame(() => { window.ended ??= performance.now(); })).observe(pictures, { attributes: true, attributeFilter: ['data-drawn'] });
+  const drawn = new MutationObserver(() => requestAnimationFrame(() => { window.ended ??= performance.now(); }));
+  drawn.observe(pictures, { attributes: true, attributeFilter: ['data-drawn'] });
 }'''
 
 
 def controls(page):
-    "name: what to do for the i-th time."
+    "name: action, called with the number of the repeat."
     handle = lambda name: page.locator(f'.slotnb-control-{name} .noUi-handle')
 
     def click(i):
@@ -45,13 +53,13 @@ def controls(page):
         'iterations': lambda i: handle('num_iters').press('ArrowRight' if i < 6 else 'ArrowLeft'),
         'seed': seed,
         'normalizer': pick('normalizer', ['none', 'token', 'instance']),
-        'masks from': pick('source', ['slot attention', 'the decoder']),
+        'masks from': pick('source', ['slot attention', 'decoder']),
     }
 
 
 def refined(page):
-    "The same with masks that the image refines: only what changes them is slow."
-    page.locator('.slotnb-control-source select').select_option('attention, refined')
+    "Actions with refined masks; only those that change the masks are slow."
+    page.locator('.slotnb-control-source select').select_option('slot attention, refined')
     handle = page.locator('.slotnb-control-scene .noUi-handle')
     return {
         'scene, masks refined': lambda i: handle.press('ArrowLeft'),
@@ -64,14 +72,14 @@ def refined(page):
 def measure(page, actions, repeats):
     rows = {}
     for name, act in actions.items():
-        took = []
+        times = []
         for i in range(repeats):
-            page.wait_for_timeout(250)  # what came before is drawn to the end
+            page.wait_for_timeout(250)  # until the previous pictures are drawn
             page.evaluate('() => { window.began = window.ended = null; }')
             act(i)
             page.wait_for_function('() => window.began && window.ended > window.began', timeout=60000, polling=10)
-            took.append(page.evaluate('() => window.ended - window.began'))
-        rows[name] = dict(median=round(float(np.median(took))), largest=round(max(took)), repeats=repeats)
+            times.append(page.evaluate('() => window.ended - window.began'))
+        rows[name] = dict(median=round(float(np.median(times))), largest=round(max(times)), repeats=repeats)
         print(f"{name:28} {rows[name]['median']:5} ms, at most {rows[name]['largest']} ms", flush=True)
     return rows
 

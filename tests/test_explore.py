@@ -1,35 +1,41 @@
-"The explorer without a browser: what it computes and says, and what a run keeps for its replay."
+"The explorer without a browser: what it computes and reports, and what a run keeps for its replay."
 
-import json, math, shutil, sys
+import json
+import math
+import shutil
+import sys
 from dataclasses import replace
 from urllib.parse import parse_qsl
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np
+import pandas as pd
+import pytest
+import torch
 from PIL import Image
 from conftest import DATA
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
-from slotnb.explorer.widget import SlotExplorer
+from slotnb.evaluate import evaluate, load_run
+from slotnb.explorer.pages import runs_page, same_place, scene_page, segment_colors
 from slotnb.explorer.server import serve
+from slotnb.explorer.state import State
+from slotnb.explorer.viewer import Viewer
+from slotnb.explorer.views import NUMBERS, numbers, query, state_warnings
+from slotnb.explorer.widget import SlotExplorer
+from slotnb.fast.many_models import fit_many
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_scene, hard_masks
 from slotnb.plots import colorize
 from slotnb.runs.config import TrainConfig
-from slotnb.evaluate import evaluate, load_run
+from slotnb.runs.folder import RunState
+from slotnb.runs.masks import is_kept, load_tracked_masks
 from slotnb.train import fit
-from slotnb.runs.folder import is_kept, load_tracked_masks
-from slotnb.fast.many_models import fit_many
-from slotnb.explorer.views import NUMBERS, numbers, query, state_warnings
-from slotnb.explorer.replay import Replay, training_page
-from slotnb.explorer.state import State, find_runs
-from slotnb.explorer.viewer import Viewer
-from slotnb.explorer.pages import runs_page, same_place, scene_page, segment_colors
 
 FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu')
 
 
 @pytest.fixture(scope='module')
 def runs(tmp_path_factory):
-    "Three of different kinds: one is evaluated."
+    "Three of different kinds; the first is evaluated."
     folder = tmp_path_factory.mktemp('runs')
     plan = [
         TrainConfig(**FEW | kw, save_dir=str(folder / name))
@@ -56,33 +62,33 @@ def test_numbers_are_those_of_evaluate(runs, viewer, source):
         pd.read_csv(runs['plain'] / 'test_scenes.csv'),
         json.loads((runs['plain'] / 'result.json').read_text()),
     )
-    counted = pd.DataFrame([numbers(viewer.look(State(scene=i, source=source))) for i in range(len(table))])
+    found = pd.DataFrame([numbers(viewer.output(State(scene=i, source=source))) for i in range(len(table))])
     for k in ('ari', 'fg_ari', 'mbo', 'miou', 'best_overlap_metal', 'best_overlap_rubber'):
-        np.testing.assert_allclose(counted[k], table[f'{k}_{source}'], atol=2e-3)
+        np.testing.assert_allclose(found[k], table[f'{k}_{source}'], atol=2e-3)
     for k in ('slot_cosine', 'mask_entropy', 'active_slots', 'effective_slots', 'mask_max'):
-        assert counted[k].mean() == pytest.approx(result[k], abs=1e-3)
+        assert found[k].mean() == pytest.approx(result[k], abs=1e-3)
 
 
 def test_slots_have_no_order(viewer):
-    look = viewer.look(State(scene=4))
+    shown = viewer.output(State(scene=4))
     order = torch.randperm(11)
-    turned = look._replace(
-        soft=look.soft[order],
-        labels=np.argsort(order.numpy())[look.labels],
-        out=look.out._replace(slots=look.out.slots[:, order], masks=look.out.masks[:, order]),
+    shuffled = shown._replace(
+        soft=shown.soft[order],
+        labels=np.argsort(order.numpy())[shown.labels],
+        out=shown.out._replace(slots=shown.out.slots[:, order], masks=shown.out.masks[:, order]),
     )
-    assert numbers(turned) == pytest.approx(numbers(look), abs=1e-5, nan_ok=True)
-    colors = segment_colors(look)[0]
+    assert numbers(shuffled) == pytest.approx(numbers(shown), abs=1e-5, nan_ok=True)
+    colors = segment_colors(shown)[0]
     assert (
-        colorize(segment_colors(turned, colors, look.labels)[0][turned.labels]) == colorize(colors[look.labels])
+        colorize(segment_colors(shuffled, colors, shown.labels)[0][shuffled.labels]) == colorize(colors[shown.labels])
     ).all()
 
 
 def test_a_run_beside_itself_agrees(viewer):
-    "A slot that wins no pixel has no segment to be matched by; all others have one colour and one column."
+    "A slot that wins no pixel cannot be matched; all others have the same color and column in both rows."
     page, won = (
         runs_page((viewer, viewer), State(view='runs', scene=3, patch=40)),
-        np.unique(viewer.look(State(scene=3)).labels),
+        np.unique(viewer.output(State(scene=3)).labels),
     )
     by_key = {p.key: p for p in page.pictures}
     assert (by_key['Asegments'].image == by_key['Bsegments'].image).all() and len(won) > 2
@@ -94,64 +100,65 @@ def test_a_run_beside_itself_agrees(viewer):
         assert a == b or math.isnan(a)
 
 
-def test_what_a_state_changes(viewer):
-    "Each control has its effect."
-    look, base = lambda **kw: viewer.look(State(scene=2, **kw)), viewer.look(State(scene=2))
-    assert look(temperature=0.1).soft.max(0).values.mean() > base.soft.max(0).values.mean()
-    assert look(temperature=0.5).soft.allclose(base.soft)  # its own
-    assert look(num_slots=4).soft.shape == (4, 256) and len(look(num_iters=5).iterations) == 5
-    assert look(num_iters=5).iterations[2].allclose(base.iterations[2]) and not look(seed=7).soft.allclose(base.soft)
-    assert look(normalizer='none').x.equal(base.raw) and look(source='attn').soft.allclose(base.out.attn[0])
+def test_each_setting_has_an_effect(viewer):
+    output, base = lambda **kw: viewer.output(State(scene=2, **kw)), viewer.output(State(scene=2))
+    assert output(temperature=0.1).soft.max(0).values.mean() > base.soft.max(0).values.mean()
+    assert output(temperature=0.5).soft.allclose(base.soft)  # its own
+    assert output(num_slots=4).soft.shape == (4, 256) and len(output(num_iters=5).iterations) == 5
+    assert output(num_iters=5).iterations[2].allclose(base.iterations[2]) and not output(seed=7).soft.allclose(
+        base.soft
+    )
+    assert output(normalizer='none').x.equal(base.raw) and output(source='attn').soft.allclose(base.out.attn[0])
     fitted = viewer.normalizer('dataset')
     assert fitted.fitted and fitted.std.min() > 0 and not fitted.std.allclose(torch.ones(384))
 
 
 def test_query_and_cosine(viewer):
     page = {p.key: p for p in scene_page(viewer, State(scene=2, patch=37)).pictures}
-    soft = viewer.look(State(scene=2)).soft[:, 37]
+    soft = viewer.output(State(scene=2)).soft[:, 37]
     assert query(viewer, State(scene=2, patch=37)).startswith(
-        f'patch in row 2, column 5: slot {soft.argmax()} holds {100 * soft.max():.0f} % of it'
+        f'patch in row 2, column 5: slot {soft.argmax()} holds {100 * soft.max():.0f} %'
     )
     assert (page['cosine-0'].image[2, 5] == page['cosine-1'].image[2, 5]).all() and page['cosine-0'].image[
         2, 5
     ].tolist()[:2] > [250, 230]  # cosine 1, the yellow end
     assert same_place(255, (16, 16), (32, 32)) == 30 * 32 + 30
-    with pytest.raises(SlotnbError, match='patch 256 is not there; the grid has 256'):
+    with pytest.raises(SlotnbError, match='patch 256 does not exist; the grid has 256'):
         scene_page(viewer, State(patch=256))
 
 
-def test_said_when_not_as_trained(runs, viewer):
-    said = lambda v, **kw: words(v, State(**kw), dict(mask_entropy=0, largest_share=0, slot_cosine=0))
-    assert said(viewer) == [] and said(viewer, normalizer='token') == [
-        'dinov2_vits14 was not trained so: normalizer token instead of instance'
+def test_warning_when_settings_differ_from_training(runs, viewer):
+    warn = lambda v, **kw: state_warnings(v, State(**kw), dict(mask_entropy=0, largest_share=0, slot_cosine=0))
+    assert warn(viewer) == [] and warn(viewer, normalizer='token') == [
+        'dinov2_vits14 was trained with other settings: normalizer token instead of instance'
     ]
     learned = Viewer(runs['learned'], viewer.scenes, show_progress=False)
     assert (
-        'learned slots: 6 of them, and no other number' in said(learned, num_slots=9)[0]
-        and len(learned.look(State(num_slots=9)).soft) == 6
+        'num slots stays 6, because its slots are learned' in warn(learned, num_slots=9)[0]
+        and len(learned.output(State(num_slots=9)).soft) == 6
     )
-    assert 'no seed changes them' in said(learned, seed=9)[0]
-    assert Viewer(runs['mlp'], viewer.scenes, show_progress=False).look(State(num_slots=8)).out.masks.shape == (
+    assert 'seed stays 0, because its slots are learned' in warn(learned, seed=9)[0]
+    assert Viewer(runs['mlp'], viewer.scenes, show_progress=False).output(State(num_slots=8)).out.masks.shape == (
         1,
         8,
         256,
-    )  # the MLP decoder takes any number
+    )  # the MLP decoder accepts any number
 
 
-def test_without_truth(runs, tmp_path):
-    "Photographs: nothing is shown that needs truth."
+def test_without_ground_truth(runs, tmp_path):
+    "Photographs: nothing is shown that needs ground truth."
     for i in range(2):
         Image.fromarray(KubricFolders(DATA, 'test')[i].image[:, :200]).save(tmp_path / f'{i}.png')
     e = SlotExplorer(runs['plain'], tmp_path)
-    assert e.error == '' and 'truth' not in e.pictures and e.pictures['segments'].image.shape == (256, 200, 3)
+    assert e.error == '' and 'ground_truth' not in e.pictures and e.pictures['segments'].image.shape == (256, 200, 3)
     assert list(e.page.numbers) == [
         k for k in NUMBERS if k in ('fvu', 'slot_cosine', 'effective_slots', 'active_slots', 'mask_entropy', 'mask_max')
     ]
-    assert 'FG-ARI' not in e.numbers.value
+    assert 'FG-ARI' not in e.panel.numbers.value
 
 
 def test_frames(runs, few_scenes):
-    "Two frames of a scene: a slider that is there only when there is more than one."
+    "Two frames of a scene: the slider is shown only if there is more than one."
     first = sorted((few_scenes / 'test').iterdir())
     for name in ('rgba', 'segmentation'):
         shutil.copy(first[1] / f'{name}_00000.png', first[0] / f'{name}_00001.png')
@@ -173,7 +180,7 @@ def test_frames(runs, few_scenes):
     assert 'frame' not in e.state and e.controls['frame'].layout.display == 'none'
 
 
-def test_large_photographs_are_drawn_small(runs, tmp_path):
+def test_large_photographs_are_shrunk(runs, tmp_path):
     Image.fromarray(KubricFolders(DATA, 'test')[0].image).resize((1600, 1200)).save(tmp_path / 'a.jpg')
     e = SlotExplorer(runs['plain'], tmp_path)
     assert e.error == '' and e.pictures['image'].image.shape == e.pictures['segments'].image.shape == (384, 512, 3)
@@ -189,13 +196,13 @@ def test_random_weights_are_stamped(tmp_path):
     run = fit(TrainConfig(**FEW | dict(num_epochs=1, weights='random', save_dir=str(tmp_path))), False)
     e = SlotExplorer(run)
     assert (
-        'RANDOM WEIGHTS' in e.page.words[0]
+        'RANDOM WEIGHTS' in e.page.warnings[0]
         and 'RANDOM WEIGHTS' in e.pictures['pca-0'].title
         and e.pictures['pca-0'].image.shape == (256, 256, 3)
     )
 
 
-def test_state_comes_back(runs):
+def test_state_survives_a_link(runs):
     state = State(view='runs', scene=3, source='attn', temperature=0.25, num_slots=5, seed=9, patch=17)
     assert State.read(state.changed()) == state == State.read(dict(parse_qsl(state.link)))
     a, b = (SlotExplorer(list(runs.values())[:2], state=s) for s in (state.changed(), None))
@@ -217,38 +224,103 @@ def test_saved_pictures(runs, tmp_path):
     assert json.loads((tmp_path / 'out/state.json').read_text()) == dict(view='scene', scene=1)
 
 
-def test_errors_in_words(runs, tmp_path, capfd):
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    "A run of another machine with custom parts, among them a normalizer without `inverse`."
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / 'explorer_parts.py').write_text(
+        """from torch import nn
+from slotnb.decoder import AttentionDecoder
+from slotnb.slot_attention import SlotAttention
+
+class Halve(nn.Module):
+    def forward(self, feats):
+        return feats / 2
+
+class Attention(nn.Module):
+    def __init__(self, slot_dim):
+        super().__init__()
+        self.inner = SlotAttention(slot_dim, num_iters=2)
+
+    def forward(self, inputs, slots):
+        return self.inner(inputs, slots)
+
+class Decoder(nn.Module):
+    def __init__(self, slot_dim, feat_dim):
+        super().__init__()
+        self.inner = AttentionDecoder(slot_dim, feat_dim)
+
+    def forward(self, slots, logits):
+        return self.inner(slots, logits)
+"""
+    )
+    parts = dict(normalizer='Halve', slot_attention='Attention', decoder='Decoder')
+    settings = {k: f'explorer_parts:{v}' for k, v in parts.items()}
+    run = fit(TrainConfig(**FEW | dict(num_epochs=1), **settings, save_dir=str(tmp_path / 'run')), False)
+    about = json.loads((run / 'config.json').read_text())
+    (run / 'config.json').write_text(json.dumps(about | dict(signature='')))
+    return run
+
+
+def test_custom_parts(foreign, runs):
+    "Refused in one sentence until trusted; then shown, without what such parts do not provide."
+    e = SlotExplorer(foreign)
+    assert (
+        "imports the module 'explorer_parts'" in e.error
+        and 'trust=True' in e.error
+        and 'slotnb-error' in e.messages.value
+    )
+    with pytest.raises(SlotnbError, match='pass --allow_custom_code'):
+        serve([str(foreign)])
+    e = SlotExplorer([foreign, runs['plain']], trust=True)
+    assert e.error == '' and 'fvu' in e.page.numbers and 'iteration-1' not in e.pictures
+    assert e.pictures['pca-1'].title == 'PCA, Halve' and e.controls['normalizer'].value == 'explorer_parts:Halve'
+    assert e.page.warnings[0] == 'attention per iteration is left out: the slot_attention of dinov2_vits14 is custom'
+    assert [k for k in ('temperature', 'num_slots', 'num_iters', 'seed') if e.controls[k].disabled] == [
+        'temperature',
+        'num_slots',
+        'num_iters',
+    ]
+    e.state = dict(scene=2, num_slots=5, temperature=0.1, num_iters=7, normalizer='instance')
+    assert e.error == '' and len([k for k in e.pictures if k.startswith('slot-')]) == 11
+    assert sum('stays' in w for w in e.page.warnings) == 3
+    for view in ('runs', 'training'):
+        e.state = dict(view=view)
+        assert e.error == ''
+
+
+def test_errors_are_sentences(runs, tmp_path, capfd):
     e = SlotExplorer(runs['plain'])
-    for what, why in (
+    for path, why in (
         ('nowhere', "run 'nowhere' does not exist"),
         (tmp_path, 'holds no run'),
         (DATA / 'train', 'holds no run'),
     ):
-        wrong = SlotExplorer(what)
-        assert why in wrong.error and 'slotnb-error' in wrong.said.value
+        wrong = SlotExplorer(path)
+        assert why in wrong.error and 'slotnb-error' in wrong.messages.value
     for state, why in (
-        (dict(scene=99), 'the scenes go from 0 to 23'),
+        (dict(scene=99), 'scenes go from 0 to 23'),
         (dict(frame=1), 'scene 0 has 1'),
         (dict(colour=1), "'colour' is unknown"),
         (dict(view='runs'), 'two runs are needed'),
-        (dict(run='other'), 'not among those'),
+        (dict(run='other'), "run 'other' is unknown"),
     ):
         e.state = state
-        assert why in e.error and 'slotnb-error' in e.said.value, e.error
+        assert why in e.error and 'slotnb-error' in e.messages.value, e.error
     e.state = dict(scene=1)
-    assert e.error == '' and 'slotnb-error' not in e.said.value
+    assert e.error == '' and 'slotnb-error' not in e.messages.value
     (tmp_path / 'config.json').write_text((runs['plain'] / 'config.json').read_text())
-    begun = SlotExplorer(tmp_path)
-    assert 'best_model.safetensors is missing' in begun.error
-    begun.state = dict(view='training')
-    assert 'no epoch has ended yet' in begun.error
+    started = SlotExplorer(tmp_path)
+    assert 'best_model.safetensors is missing' in started.error
+    started.state = dict(view='training')
+    assert 'no epoch has ended' in started.error
     with pytest.raises(SlotnbError, match='does not exist'):
         serve(['nowhere'])
 
 
 def test_history_of_all_trainers_is_one(runs, tmp_path):
-    """Kept by a stack, by a run alone and by one that was interrupted: the same images, epochs and, to half precision,
-    masks."""
+    "`fit_many` and `fit` keep the same images, epochs and, to half precision, masks."
     alone = fit(TrainConfig(**FEW, save_dir=str(tmp_path / 'alone')), False)
     a, b = load_tracked_masks(alone), load_tracked_masks(runs['plain'])
     assert (
@@ -262,18 +334,16 @@ def test_history_of_all_trainers_is_one(runs, tmp_path):
 
 
 def test_interrupted_run_leaves_the_same_file(tmp_path, monkeypatch):
-    from slotnb.runs.folder import RunState
-
     whole = fit(TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path / 'whole')), False)
     config, end = TrainConfig(**FEW | dict(num_epochs=6), save_dir=str(tmp_path / 'killed')), RunState.end_epoch
 
     def stop(self, *found):
         if self.epoch == 3:
-            self.save_every = math.inf  # from here on nothing is saved, and what is kept is ahead of the state
-        said = end(self, *found)
+            self.save_every = math.inf  # nothing is saved any more; the kept masks are ahead of the state
+        shown = end(self, *found)
         if self.epoch == 5:
             raise KeyboardInterrupt
-        return said
+        return shown
 
     with monkeypatch.context() as m, pytest.raises(KeyboardInterrupt):
         m.setattr(RunState, 'end_epoch', stop)
@@ -283,42 +353,40 @@ def test_interrupted_run_leaves_the_same_file(tmp_path, monkeypatch):
     assert (config.run_dir / 'epochs.safetensors').read_bytes() == (whole / 'epochs.safetensors').read_bytes()
 
 
-def test_what_is_kept_is_little():
+def test_few_epochs_are_kept():
     for n in (1, 20, 60, 200, 1000):
         kept = [e for e in range(n) if is_kept(e, n)]
         assert kept[-1] == n - 1 and len(kept) <= 45 and kept[:10] == list(range(min(n, 10)))
 
 
-def test_replay_follows_a_run_that_goes_on(tmp_path, monkeypatch):
-    from slotnb.runs.folder import RunState
-
+def test_replay_follows_a_run_in_training(tmp_path, monkeypatch):
     config, end = TrainConfig(**FEW, save_dir=str(tmp_path)), RunState.end_epoch
-    seen = []
+    explorers = []
 
-    def look(self, *found):
-        said = end(self, *found)
+    def watch(self, *found):
+        shown = end(self, *found)
         if self.epoch == 1:
-            seen.append(SlotExplorer(config.run_dir, state=dict(view='training')))
-        e = seen[0]
-        e._heard(e.gallery, dict(kind='tick'), [])  # what the page's clock sends
+            explorers.append(SlotExplorer(config.run_dir, state=dict(view='training')))
+        e = explorers[0]
+        e._on_message(e.gallery, dict(kind='tick'), [])  # what the browser's clock sends
         assert (
             e.error == ''
             and e.controls['epoch'].value == self.epoch - 1
             and e.pictures['soft-0'].title.endswith(f'epoch {self.epoch - 1}')
         )
-        assert (e.gallery.clock > 0) == (self.epoch < 3) and any('not finished' in w for w in e.page.words) == (
+        assert (e.gallery.clock > 0) == (self.epoch < 3) and any('not finished' in w for w in e.page.warnings) == (
             self.epoch < 3
         )
-        return said
+        return shown
 
     with monkeypatch.context() as m:
-        m.setattr(RunState, 'end_epoch', look)
+        m.setattr(RunState, 'end_epoch', watch)
         fit(config, False)
-    e = seen[0]
+    e = explorers[0]
     e.play.value = True
     assert e.controls['epoch'].value == 0
     for _ in range(3):
-        e._heard(e.gallery, dict(kind='tick'), [])
+        e._on_message(e.gallery, dict(kind='tick'), [])
     assert e.controls['epoch'].value == 2 and not e.play.value and e.gallery.clock == 0
     history = load_tracked_masks(config.run_dir)
     sample = open_dataset(DATA, 'train')[int(history.index[0])]

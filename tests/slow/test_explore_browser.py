@@ -1,17 +1,28 @@
-"""The explorer in a real browser: JupyterLab with its notebook, and the page that `slotnb explore` serves. What is
-drawn is compared with what the library computes."""
+"The explorer in a real browser, in JupyterLab and as the page of `slotnb explore`, compared with the library."
 
-import base64, io, json, os, re, secrets, shutil, signal, subprocess, sys, time, urllib.request
-import numpy as np, pytest
+import base64
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+import numpy as np
+import pytest
 from PIL import Image
 from conftest import DATA, ROOT
-from slotnb.explorer.widget import _free_port, _listens
-from slotnb.runs.config import TrainConfig
-from slotnb.train import fit
-from slotnb.explorer.views import NUMBERS, Picture
+from slotnb.explorer.pages import runs_page, scene_page
+from slotnb.explorer.server import _free_port, _listens
 from slotnb.explorer.state import State
 from slotnb.explorer.viewer import Viewer, one_thread, shrink
-from slotnb.explorer.pages import runs_page, scene_page
+from slotnb.explorer.views import NUMBERS, Picture
+from slotnb.runs.config import TrainConfig
+from slotnb.train import fit
 
 LONG = 240_000  # milliseconds; the machine may be slow and busy
 SHOTS = ROOT / 'tests/_artifacts'
@@ -19,7 +30,7 @@ SHOTS = ROOT / 'tests/_artifacts'
 
 @pytest.fixture(scope='session')
 def runs(tmp_path_factory):
-    "Two short runs, in a folder as a sweep leaves it."
+    "Two short runs, in folders as a sweep makes them."
     folder = tmp_path_factory.mktemp('explore') / 'runs'
     few = dict(
         data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=64, hidden_dim=64, device='cpu'
@@ -39,7 +50,7 @@ def viewers(runs):
 
 
 def end(process):
-    "End a process and all that it started, and nothing else."
+    "End a process and its children."
     try:
         os.killpg(process.pid, signal.SIGTERM)
         process.wait(30)
@@ -137,7 +148,7 @@ class Explorer:
             for k in NUMBERS
         }
 
-    def asked(self):
+    def query(self):
         return self.page.locator('.slotnb-query').inner_text()
 
     def state(self):
@@ -147,18 +158,22 @@ class Explorer:
         )
 
     def does(self, action, **state):
-        "Do something and wait until the state that is written on the page has these values."
+        "Do something and wait until the state on the page has these values."
         action()
         want = {k: str(v) for k, v in state.items()}
         self.page.wait_for_function(
-            '''want => { const codes = document.querySelectorAll('.slotnb-state code'); if (codes.length < 2) return false;
-            const have = Object.fromEntries(new URLSearchParams(codes[1].textContent.slice(1))); return Object.entries(want).every(([k, v]) => v === 'None' ? !(k in have) : have[k] === v); }''',
+            '''want => {
+              const codes = document.querySelectorAll('.slotnb-state code');
+              if (codes.length < 2) return false;
+              const have = Object.fromEntries(new URLSearchParams(codes[1].textContent.slice(1)));
+              return Object.entries(want).every(([k, v]) => v === 'None' ? !(k in have) : have[k] === v);
+            }''',
             arg=want,
             timeout=LONG,
         )
 
     def drawn(self, pictures):
-        "Wait until the canvases hold these pictures, to a grey level."
+        "Wait until the canvases hold these pictures, up to one gray level."
         stop = time.monotonic() + LONG / 1000
         while True:
             wrong = [
@@ -170,33 +185,32 @@ class Explorer:
             ]
             if not wrong:
                 return
-            assert time.monotonic() < stop, f'these pictures are not what the library draws: {wrong}'
+            assert time.monotonic() < stop, f'these pictures differ from those of the library: {wrong}'
             self.page.wait_for_timeout(100)
 
     def counts(self, page):
-        "Wait until numbers and words are those of a library's page."
+        "Wait until numbers, warnings and the text about the patch are those of a page of the library."
 
         def wrong():
-            have, said = self.numbers(), self.page.locator('.slotnb-said').all_inner_texts()
+            have, warnings = self.numbers(), self.page.locator('.slotnb-warning').all_inner_texts()
             bad = [k for k, v in page.numbers.items() if have[k] != pytest.approx(list(v), abs=0.0011, nan_ok=True)]
-            plain = lambda texts: [
-                re.sub(r'[\d.]+', '', t) for t in texts
-            ]  # a last digit may be rounded otherwise in another process
+            # the last digit may differ between processes
+            plain = lambda texts: [re.sub(r'[\d.]+', '', t) for t in texts]
             return (
                 bad
-                or plain([self.asked()]) != plain([page.query])
-                and self.asked()
-                or plain(said) != plain(page.words)
-                and said
+                or plain([self.query()]) != plain([page.query])
+                and self.query()
+                or plain(warnings) != plain(page.warnings)
+                and (warnings or page.warnings)
             )
 
         stop = time.monotonic() + LONG / 1000
         while why := wrong():
-            assert time.monotonic() < stop, f'not what the library says: {why}'
+            assert time.monotonic() < stop, f'not what the library reports: {why}'
             self.page.wait_for_timeout(100)
 
     def shows(self, page):
-        "Pictures, numbers and words are the library's own, and no picture is left of another page."
+        "Pictures, numbers and warnings are those of the library, and no picture of another page is left."
         self.drawn(page.pictures)
         self.counts(page)
         assert {k for k in self.keys() if not k.startswith('scene-')} == {p.key for p in page.pictures}
@@ -220,15 +234,15 @@ class Explorer:
 
 @pytest.fixture
 def page(browser):
-    "A page that remembers what its console complained of."
+    "A page that keeps the errors of its console."
     context = browser.new_context(viewport=dict(width=1400, height=1700), accept_downloads=True)
     p = context.new_page()
-    p.complaints = []
+    p.errors = []
     p.on(
         'console',
-        lambda m: p.complaints.append(m.text + ' ' + m.location.get('url', '')) if m.type == 'error' else None,
+        lambda m: p.errors.append(m.text + ' ' + m.location.get('url', '')) if m.type == 'error' else None,
     )
-    p.on('pageerror', lambda e: p.complaints.append(str(e)))
+    p.on('pageerror', lambda e: p.errors.append(str(e)))
     p.set_default_timeout(LONG)
     SHOTS.mkdir(exist_ok=True)
     yield p
@@ -259,9 +273,9 @@ def walk(e, viewers, name):
     e.does(lambda: e.slide('temperature', 'ArrowRight', 8), temperature=None)
     e.does(lambda: e.choose('source', 'slot attention'), source='attn')
     e.shows(scene_page(a, State(scene=4, patch=121, source='attn')))
-    e.does(lambda: e.choose('source', 'attention, refined'), source='refined')
+    e.does(lambda: e.choose('source', 'slot attention, refined'), source='refined')
     e.shows(scene_page(a, State(scene=4, patch=121, source='refined')))
-    e.does(lambda: e.choose('source', 'the decoder'), source=None)
+    e.does(lambda: e.choose('source', 'decoder'), source=None)
     e.does(lambda: e.slide('num_slots', 'ArrowLeft', 4), num_slots=7)
     e.does(lambda: e.slide('num_iters', 'ArrowRight', 2), num_iters=5)
     e.does(
@@ -273,9 +287,9 @@ def walk(e, viewers, name):
     )
     e.does(lambda: e.choose('normalizer', 'token'), normalizer='token')
     e.shows(scene_page(a, State(scene=4, patch=121, num_slots=7, num_iters=5, seed=3, normalizer='token')))
-    assert {'slot-6', 'iteration-4'} <= set(e.keys()) and 'slot-7' not in e.keys()
+    assert {'slot-6', 'iteration-5'} <= set(e.keys()) and 'slot-7' not in e.keys()
     e.does(
-        lambda: e.page.get_by_role('button', name="the run's own settings").click(),
+        lambda: e.page.get_by_role('button', name='reset to the trained settings').click(),
         num_slots=None,
         num_iters=None,
         seed=None,
@@ -307,17 +321,17 @@ def walk(e, viewers, name):
     )
     e.does(lambda: e.view('one scene'), view='scene')
     e.shows(scene_page(a, State(scene=2, patch=121)))
-    e.drawn([Picture(f'scene-{i}', '', small(a.sample(i).image, 64), '', '') for i in range(12)])  # the strip
+    e.drawn([Picture(f'scene-{i}', '', shrink(a.sample(i).image, 64), '', '') for i in range(12)])  # the strip
 
 
 def test_in_jupyterlab(lab, page, viewers):
     page.goto(lab, timeout=LONG)
-    page.get_by_text('| Idle').wait_for()  # the notebook is open and its kernel there
+    page.get_by_text('| Idle').wait_for()  # the notebook is open and its kernel is ready
     page.get_by_role('menuitem', name='Run', exact=True).click()
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
     e = Explorer(page).wait()
     walk(e, viewers, 'lab')
-    assert not page.complaints
+    assert not page.errors
 
 
 @pytest.fixture(scope='module')
@@ -349,19 +363,19 @@ def served(runs):
 def test_as_a_page(served, page, viewers):
     process, link = served
     with urllib.request.urlopen(link.split('?')[0]) as answer:
-        assert 'login' in answer.url, 'without the token nobody is let in'
+        assert 'login' in answer.url, 'without the token the page must ask for it'
     page.goto(link, timeout=LONG)
     e = Explorer(page).wait()
     walk(e, viewers, 'voila')
     assert page.url.endswith('?view=scene&scene=2&patch=121&epoch=0')  # the address is the state
-    assert not page.complaints
+    assert not page.errors
     page.reload(timeout=LONG)
     e.wait()
     e.shows(scene_page(viewers[0], State(scene=2, patch=121)))
     page.goto(link + '&view=scene&scene=99', timeout=LONG)
-    assert 'the scenes go from 0 to 23' in page.locator('.slotnb-error').inner_text()
+    assert 'scenes go from 0 to 23' in page.locator('.slotnb-error').inner_text()
     assert not [
-        c for c in page.complaints if '/voila/api/shutdown/' not in c
-    ]  # Voila's farewell is refused where there is a token; such kernels are culled
+        c for c in page.errors if '/voila/api/shutdown/' not in c
+    ]  # with a token Voila refuses the page's request to end its kernel; such kernels are culled
     process.send_signal(signal.SIGINT)  # what Ctrl-C sends
     assert process.wait(60) == 0 and not _listens(int(re.search(r':(\d+)/', link)[1]))
