@@ -17,7 +17,8 @@ DATA = ROOT / 'data/movi_a_subset'
 
 
 def pytest_sessionstart(session):
-    "Features of the committed scenes are computed once, before processes of pytest-xdist ask for them at the same time."
+    """Features of the committed scenes are computed once, before processes of pytest-xdist ask for them at the same
+    time."""
     if hasattr(session.config, 'workerinput') or not session.config.getoption('numprocesses', None):
         return
     from slotnb.backbones import ViTBackbone

@@ -1,4 +1,5 @@
-"The committed scenes are what the recipe makes, and a dataset is the same whoever makes it, however often it was interrupted."
+"""The committed scenes are what the recipe makes, and a dataset is the same whoever makes it, however often it was
+interrupted."""
 
 import os, signal, subprocess, sys, threading, time
 from collections import Counter

@@ -1,4 +1,5 @@
-"The benchmarks at tiny sizes: they run, and the sides agree; never how long it took. The committed results are complete."
+"""The benchmarks at tiny sizes: they run, and the sides agree; never how long it took. The committed results are
+complete."""
 
 import json
 import subprocess
