@@ -2,7 +2,11 @@
 As with nbdev, every notebook is first filtered into `_proc`, and both builders read that folder.
 Then every link, anchor and picture is checked."""
 
-import os, re, shutil, subprocess, sys
+import os
+import re
+import shutil
+import subprocess
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path

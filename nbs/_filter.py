@@ -1,6 +1,8 @@
 "A notebook as the site shows it: nbdev's directives obeyed, the API shown, names linked. Called by `_docs.py`."
 
-import io, os, re
+import io
+import os
+import re
 from contextlib import redirect_stdout
 from pathlib import Path
 

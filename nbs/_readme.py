@@ -1,8 +1,11 @@
 "`make readme`: write the map of nbs/index.ipynb from the sidebar of _quarto.yml and the title cells, then README.md."
 
-import json, re, sys
+import json
+import re
+import sys
 from pathlib import Path
-import nbformat, yaml
+import nbformat
+import yaml
 from nbconvert import MarkdownExporter
 
 sys.path.insert(0, str(Path(__file__).parent))

@@ -6,7 +6,8 @@
 __all__ = ['ground_truth_masks', 'block_masks', 'kmeans_masks']
 
 # %% ../nbs/11_baselines.ipynb #cell-2
-import numpy as np, torch
+import numpy as np
+import torch
 from sklearn.cluster import KMeans
 from .core import SlotnbError
 

@@ -7,10 +7,12 @@ __all__ = ['read_segmentation', 'decode_image', 'read_image', 'Sample', 'read_sc
            'Dataset', 'KubricFolders', 'split_root', 'instance_table']
 
 # %% ../nbs/01_data.ipynb #cell-2
-import io, struct
+import io
+import struct
 from pathlib import Path
 from typing import Any, Iterator, NamedTuple
-import numpy as np, pandas as pd
+import numpy as np
+import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
 from .core import SlotnbError, cannot_read, digest, read_json

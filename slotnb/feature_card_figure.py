@@ -6,7 +6,9 @@
 __all__ = ['draw_card']
 
 # %% ../nbs/appendix/feature_card_figure.ipynb #f2
-import matplotlib.pyplot as plt, numpy as np, seaborn as sns
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
 from matplotlib.figure import Figure
 from .feature_measures import outlier_norm
 from .plots import colorize, match_colors, overlay, stamp

@@ -6,7 +6,11 @@
 __all__ = ['feature_key', 'Features', 'extract', 'LazyFeatures', 'to_device', 'gather']
 
 # %% ../nbs/03_features.ipynb #cell-2
-import math, os, re, shutil, time
+import math
+import os
+import re
+import shutil
+import time
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path

@@ -9,7 +9,9 @@ __all__ = ['PALETTE', 'palette', 'colorize', 'overlay', 'match_colors', 'panels'
 # %% ../nbs/appendix/plots.ipynb #cell-2
 import math
 from typing import Iterable, Sequence
-import matplotlib.pyplot as plt, numpy as np, torch
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from scipy.optimize import linear_sum_assignment

@@ -6,11 +6,15 @@
 __all__ = ['Weights', 'file_stem', 'resolve_weights', 'onnx_state', 'read_state', 'unwrap']
 
 # %% ../nbs/appendix/weights.ipynb #cell-2
-import argparse, importlib.metadata, re, zipfile
+import argparse
+import importlib.metadata
+import re
+import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-import safetensors.torch, torch
+import safetensors.torch
+import torch
 from torch import Tensor
 from .core import SlotnbError, cache_dir, digest
 
@@ -137,7 +141,8 @@ def onnx_state(
 ) -> dict[str, Tensor]:  # with the parameter names of transformers
     "Read the state dict of the Dinov2 model in an ONNX file."
     try:
-        import onnx, onnx.numpy_helper as nh
+        import onnx
+        import onnx.numpy_helper as nh
     except ImportError:
         raise SlotnbError(f'reading {path} needs the package onnx: pip install slotnb[wheel]') from None
     graph = onnx.load(str(path)).graph

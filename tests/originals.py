@@ -3,7 +3,8 @@
 They use nothing from timm, open_clip or slotnb, which are compared with them."""
 
 import math
-import torch, torch.nn.functional as F
+import torch
+import torch.nn.functional as F
 
 
 def norm(w, name, x, eps):

@@ -1,8 +1,12 @@
 "Backbones: tokens equal the libraries' patch tokens, the search order of weights, and classes of the user's own."
 
-import json, sys
+import json
+import sys
 from pathlib import Path
-import numpy as np, pytest, safetensors.torch, torch
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
 import slotnb.weights as W
 from slotnb.backbones import BACKBONES, ViTBackbone, backbone_spec, resample_grid
 from slotnb.core import SlotnbError

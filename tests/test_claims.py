@@ -1,7 +1,11 @@
 "The claims: committed numbers give the committed verdicts, and a small version of one of them runs."
 
-import json, re, shutil
-import numpy as np, pandas as pd, pytest
+import json
+import re
+import shutil
+import numpy as np
+import pandas as pd
+import pytest
 from conftest import DATA, ROOT
 from slotnb import claims
 from slotnb.claims import (

@@ -1,7 +1,9 @@
 "The command line on data of every kind, from the path to the last number."
 
 import json
-import numpy as np, pandas as pd, pytest
+import numpy as np
+import pandas as pd
+import pytest
 from PIL import Image
 from conftest import DATA, ROOT
 from slotnb.cli import main

@@ -1,7 +1,8 @@
 "The reader on hand-made folders: what Kubric may write, and every way in which a scene may be broken."
 
 import json
-import numpy as np, pytest
+import numpy as np
+import pytest
 from PIL import Image
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders, instance_table, read_image, read_scene

@@ -1,6 +1,12 @@
 "Each mistake: one clear sentence, exit code not 0, nothing half-written."
 
-import contextlib, io, os, resource, signal, subprocess, sys
+import contextlib
+import io
+import os
+import resource
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import NamedTuple
 import pytest

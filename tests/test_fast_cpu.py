@@ -1,8 +1,13 @@
 "Compiled CPU kernels: outputs and gradients of the plain modules for all shapes, threads, registers; refusals; build."
 
-import copy, os, stat, subprocess, sys
+import copy
+import os
+import stat
+import subprocess
+import sys
 from pathlib import Path
-import pytest, torch
+import pytest
+import torch
 from slotnb.core import SlotnbError
 from slotnb.decoder import AttentionDecoder, MLPDecoder
 from slotnb.fast import cpu

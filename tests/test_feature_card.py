@@ -1,7 +1,11 @@
 "The feature card on synthetic features with known objects: with ground truth for all, some or no scenes."
 
 import json
-import matplotlib.pyplot as plt, numpy as np, pandas as pd, pytest, torch
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+import torch
 from pathlib import Path
 from conftest import DATA
 from slotnb.core import SlotnbError

@@ -1,8 +1,14 @@
 "The feature cache: atomic shards, resumed extraction, and reading that does not load everything."
 
-import re, signal, subprocess, sys, types
+import re
+import signal
+import subprocess
+import sys
+import types
 from pathlib import Path
-import numpy as np, pytest, torch
+import numpy as np
+import pytest
+import torch
 from conftest import DATA
 from slotnb import features as F
 from slotnb.backbones import ViTBackbone

@@ -1,7 +1,12 @@
 "Opening whatever a path is, saying what is in it, writing it in another format; and training on data without truth."
 
-import json, shutil, sys, types
-import numpy as np, pandas as pd, pytest
+import json
+import shutil
+import sys
+import types
+import numpy as np
+import pandas as pd
+import pytest
 from PIL import Image
 from conftest import DATA
 from slotnb.core import SlotnbError

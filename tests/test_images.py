@@ -1,7 +1,8 @@
 "A folder of pictures: every kind of file that people bring, with masks or without."
 
 import errno
-import numpy as np, pytest
+import numpy as np
+import pytest
 from PIL import Image
 from slotnb.core import SlotnbError
 from slotnb.data import decode_image, read_image, read_segmentation
@@ -22,7 +23,8 @@ def turned(tag=6):
 
 def png16(path):
     "A PNG of 16 bits per channel, which Pillow reads but can't write."
-    import struct, zlib
+    import struct
+    import zlib
 
     chunk = lambda kind, data: struct.pack('>I', len(data)) + kind + data + struct.pack('>I', zlib.crc32(kind + data))
     rows = b''.join(b'\0' + RNG.integers(0, 65535, 20 * 3, np.uint16).tobytes() for _ in range(12))

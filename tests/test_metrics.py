@@ -1,7 +1,10 @@
 "Properties of the metrics on many random segmentations, beyond the cases that nbs/41_metrics.ipynb explains."
 
-import math, warnings
-import numpy as np, pytest, torch
+import math
+import warnings
+import numpy as np
+import pytest
+import torch
 from scipy.optimize import linear_sum_assignment
 from sklearn.metrics import adjusted_rand_score
 from slotnb.core import SlotnbError

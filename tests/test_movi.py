@@ -1,13 +1,23 @@
 """MOVi's TFRecords: equal to what TensorFlow Datasets reads, whatever the file system, and every way in which a copy
 may be broken."""
 
-import hashlib, importlib.util, json, os, pickle, shutil, struct, sys, threading
+import hashlib
+import importlib.util
+import json
+import os
+import pickle
+import shutil
+import struct
+import sys
+import threading
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
-import fsspec, numpy as np, pytest
+import fsspec
+import numpy as np
+import pytest
 from PIL import Image
 from torch.utils.data import DataLoader
 from slotnb.formats import tfrecords

@@ -2,7 +2,9 @@
 the public ViTBackbone, equal tests/originals.py at each block, with the final norm and without, square and not,
 tokens, queries, keys and values."""
 
-import pytest, safetensors.torch, torch
+import pytest
+import safetensors.torch
+import torch
 import originals as O
 from slotnb import backbones as B
 from slotnb.backbone_specs import BackboneSpec, read_spec

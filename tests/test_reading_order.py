@@ -1,8 +1,12 @@
 "The order of reading is the sidebar of _quarto.yml; file numbers, the README's map and links agree with it."
 
-import importlib.util, json, os, re
+import importlib.util
+import json
+import os
+import re
 from pathlib import Path
-import pytest, yaml
+import pytest
+import yaml
 from conftest import ROOT
 
 spec = importlib.util.spec_from_file_location('_readme', ROOT / 'nbs/_readme.py')

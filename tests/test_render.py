@@ -1,11 +1,17 @@
 """The committed scenes are what the recipe makes, and a dataset is the same whoever makes it, however often it was
 interrupted."""
 
-import os, signal, subprocess, sys, threading, time
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
 from collections import Counter
 from multiprocessing import active_children
 from pathlib import Path
-import numpy as np, pytest
+import numpy as np
+import pytest
 from PIL import Image
 from conftest import DATA, ROOT
 from slotnb.scenes import camera, physics as p, plan as plans, render as r

@@ -1,7 +1,9 @@
 "A run's memory does not grow with its scenes; statistics of parts are those of the whole; the benchmark of both runs."
 
 import sys
-import pandas as pd, pytest, torch
+import pandas as pd
+import pytest
+import torch
 from conftest import DATA, ROOT
 from slotnb import train as train_module
 from slotnb.runs import inputs as inputs_module

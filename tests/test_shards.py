@@ -1,7 +1,10 @@
 "Shards: what we write is what webdataset reads, and every way in which an archive may be broken."
 
-import io, json, tarfile
-import numpy as np, pytest
+import io
+import json
+import tarfile
+import numpy as np
+import pytest
 from PIL import Image
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders

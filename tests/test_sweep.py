@@ -1,6 +1,8 @@
 "The sweep: skips what is finished, goes on past a failure, keeps what could not be measured."
 
-import json, subprocess, sys
+import json
+import subprocess
+import sys
 from dataclasses import replace
 import pandas as pd
 from conftest import DATA, ROOT

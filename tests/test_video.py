@@ -1,7 +1,9 @@
 "Videos: the very frame that was asked for, upright, and every file that is none."
 
-import struct, sys
-import numpy as np, pytest
+import struct
+import sys
+import numpy as np
+import pytest
 from slotnb.core import SlotnbError
 
 av = pytest.importorskip('av')

@@ -6,7 +6,12 @@
 __all__ = ['build', 'why_unsupported', 'slot_attention', 'attention_decoder_mse', 'mlp_decoder_mse']
 
 # %% ../../nbs/fast/cpu.ipynb #cpu-2
-import ctypes, functools, os, shlex, shutil, subprocess
+import ctypes
+import functools
+import os
+import shlex
+import shutil
+import subprocess
 from importlib import resources
 from pathlib import Path
 import torch

@@ -6,7 +6,10 @@
 __all__ = ['FORMATS', 'describe', 'info_text', 'info', 'write_kubric', 'convert', 'convert_data']
 
 # %% ../../nbs/formats/convert.ipynb #cell-2
-import glob, shutil, tempfile, warnings
+import glob
+import shutil
+import tempfile
+import warnings
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path

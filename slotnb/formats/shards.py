@@ -6,7 +6,10 @@
 __all__ = ['encode_png', 'encode_json', 'write_shards', 'split_key', 'index_shard', 'TarShards', 'find_shards']
 
 # %% ../../nbs/formats/shards.ipynb #cell-2
-import io, json, re, tarfile
+import io
+import json
+import re
+import tarfile
 from glob import glob
 from pathlib import Path
 import numpy as np

@@ -7,10 +7,13 @@ __all__ = ['masked_crc', 'filesystem', 'one_line', 'read_bytes', 'exists', 'fetc
            'stored_crc', 'parse_example']
 
 # %% ../../nbs/formats/tfrecords.ipynb #cell-2
-import json, logging, struct
+import json
+import logging
+import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
-import fsspec, numpy as np
+import fsspec
+import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, cache_dir, digest, need_extra

@@ -6,7 +6,8 @@
 __all__ = ['scene_seed', 'ScenePlan', 'parse_metal', 'pixels_needed', 'draw_materials', 'plan_scene']
 
 # %% ../../nbs/scenes/plan.ipynb #cell-2
-import hashlib, math
+import hashlib
+import math
 from dataclasses import dataclass
 import numpy as np
 from ..core import SlotnbError

@@ -6,7 +6,10 @@
 __all__ = ['COMMITTED', 'scene_kinds', 'render']
 
 # %% ../../nbs/scenes/render.ipynb #cell-2
-import os, shutil, signal, threading
+import os
+import shutil
+import signal
+import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager

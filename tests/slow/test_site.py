@@ -1,9 +1,16 @@
 "The documentation's site, built without Quarto: every link, anchor and picture, as text and in a real browser."
 
-import ast, http.server, importlib.util, json, re, shutil, threading
+import ast
+import http.server
+import importlib.util
+import json
+import re
+import shutil
+import threading
 from functools import partial
 from pathlib import Path
-import pytest, yaml
+import pytest
+import yaml
 from bs4 import BeautifulSoup
 from conftest import ROOT
 
