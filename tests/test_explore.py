@@ -21,7 +21,7 @@ from slotnb.explorer.state import State
 from slotnb.explorer.viewer import Viewer
 from slotnb.explorer.views import NUMBERS, numbers, query, state_warnings
 from slotnb.explorer.widget import SlotExplorer
-from slotnb.fast.many_models import fit_many
+from slotnb.fast.many_models import train_many
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_scene, hard_masks
 from slotnb.plots import colorize
@@ -45,7 +45,7 @@ def runs(tmp_path_factory):
             learned=dict(slot_init='learned', num_slots=6),
         ).items()
     ]
-    assert fit_many(plan, False) == {}
+    assert train_many(plan, False) == {}
     evaluate(plan[0].run_dir, False)
     return {c.run_dir.parent.name: c.run_dir for c in plan}
 
@@ -320,7 +320,7 @@ def test_errors_are_sentences(runs, tmp_path, capfd):
 
 
 def test_history_of_all_trainers_is_one(runs, tmp_path):
-    "`fit_many` and `fit` keep the same images, epochs and, to half precision, masks."
+    "`train_many` and `fit` keep the same images, epochs and, to half precision, masks."
     alone = fit(TrainConfig(**FEW, save_dir=str(tmp_path / 'alone')), False)
     a, b = load_tracked_masks(alone), load_tracked_masks(runs['plain'])
     assert (
