@@ -1,9 +1,10 @@
-"The sweep: skips what is finished, goes on past a failure, keeps what could not be measured."
+"The sweep skips finished runs, continues after a failure and records what was not measured; the report shows its runs."
 
 import json
-import subprocess
-import sys
+import re
 from dataclasses import replace
+from html import unescape
+from pathlib import Path
 import pandas as pd
 from conftest import DATA, ROOT
 from slotnb.report import build_report, load_runs
@@ -11,6 +12,29 @@ from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
 NOTEBOOK = str(ROOT / 'reports/backbone_run.ipynb')
 TINY = (f'data_dir={DATA}', 'slot_dim=32', 'hidden_dim=32', 'warmup_epochs=1')
+
+
+def assert_tables_agree(notebook: Path, folder: Path):
+    "The files results*.csv hold the text of the tables that the notebook shows, and runs.csv the same numbers."
+    outputs = [o for c in json.loads(notebook.read_text())['cells'] for o in c.get('outputs', [])]
+    pages = [''.join(o['data']['text/html']) for o in outputs if 'text/html' in o.get('data', {})]
+    shown = [[unescape(x) for x in re.findall(r'<td>(.*?)</td>', page, re.S)] for page in pages]
+    files = sorted(folder.glob('results*.csv'))
+    assert {'results', 'results_floors', 'results_refined', 'results_engines'} <= {p.stem for p in files}
+    for p in files:
+        table = pd.read_csv(p, dtype=str, keep_default_na=False)
+        num_keys = dict(results_floors=1, results_engines=3).get(p.stem, 2)
+        cells = table.iloc[:, num_keys:].to_numpy().ravel().tolist()
+        assert cells in shown, f'{p.name} is not shown by {notebook.name}; make report writes both'
+    runs = pd.read_csv(folder / 'runs.csv')
+    results = pd.read_csv(folder / 'results.csv').set_index(['label', 'normalizer'])
+    for key, g in runs.groupby(['label', 'normalizer']):
+        assert results.loc[key, 'mBO'].split(' ± ')[0] == f'{100 * g.mbo_attn.mean():.1f}'
+    assert {'floors.csv', 'curves.csv', 'features.csv'} <= {p.name for p in folder.iterdir()}
+
+
+def test_committed_report_and_its_tables_agree():
+    assert_tables_agree(ROOT / 'reports/ta_report.ipynb', ROOT / 'reports/ta_report')
 
 
 def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
@@ -34,7 +58,7 @@ def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     assert 'no weights' in json.loads((runs_dir / 'sweep.json').read_text())['missing']['clip_vitb16']
     assert {
         '12 fixed blocks',
-        'truth on the grid',
+        'ground truth on the grid',
         'k-means on dinov2_vits14',
         'k-means on RANDOM WEIGHTS dino_vits16',
     } == set(pd.read_csv(runs_dir / 'floors.csv').method)
@@ -45,15 +69,13 @@ def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     )  # finished runs are skipped
 
     page = build_report(runs_dir, tmp_path / 'out/report.html', ROOT / 'reports/ta_report.ipynb').read_text()
-    assert (
-        page.count('data:image/png') >= 6
-        and 'not measured' in page
-        and 'clip_vitb16' in page
-        and 'Traceback' not in page
-    )
+    assert page.count('data:image/png') >= 6 and 'Traceback' not in page
+    assert 'not measured' in page and 'clip_vitb16' in page
+    assert_tables_agree(tmp_path / 'out/report.ipynb', tmp_path / 'out/report')
+    assert set(pd.read_csv(tmp_path / 'out/report/results_engines.csv').engine) == {'torch, fp32'}
 
 
-def test_goes_on_past_a_failed_run(tmp_path):
+def test_continues_after_a_failed_run(tmp_path):
     settings = dict(data_dir=str(DATA), slot_dim=32, hidden_dim=32, warmup_epochs=1, num_epochs=1)
     good, bad = plan_runs(['dinov2_vits14'], ['none', 'instance'], [0], [], str(tmp_path / 'runs'), **settings)
     bad = replace(bad, data_dir='nowhere')
@@ -63,9 +85,8 @@ def test_goes_on_past_a_failed_run(tmp_path):
     assert json.loads((bad.run_dir / 'failed.json').read_text())['exit_code'] != 0
 
 
-def test_papermill_passes_what_was_asked(tmp_path):
-    """The trap that made runs train with the defaults: the executed notebook has to hold our value, and the run its
-    config."""
+def test_papermill_passes_the_settings(tmp_path):
+    "papermill ignores unknown parameters, so a run could train with the defaults: config.json has the passed values."
     (c,) = plan_runs(
         ['dinov2_vits14'],
         ['token'],
