@@ -1,6 +1,7 @@
 "A run's memory does not grow with its scenes; statistics of parts are those of the whole; the benchmark of both runs."
 
 import sys
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -13,10 +14,12 @@ from slotnb.normalizer import Moments, Normalizer
 from slotnb.features import LazyFeatures
 from slotnb.runs.config import TrainConfig
 from slotnb.evaluate import evaluate, outputs, predict
-from slotnb.train import fit, build
+from slotnb.model import build
+from slotnb.train import fit, make_optimizer, make_step
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import scale
+from measure import peak_bytes
 
 TINY = dict(slot_dim=16, hidden_dim=16, num_slots=3, num_iters=1, batch_size=30, num_epochs=1)
 
@@ -139,13 +142,14 @@ def test_streamed_run_equals_one_in_memory(tmp_path, monkeypatch, normalizer, fe
 def test_memory_is_flat_in_scenes():
     """290 scenes more are 114 MB of features: neither training nor evaluating takes a quarter of that when nothing is
     kept; a run that keeps them is seen to."""
-    r, kept = (
-        scale.scale_scenes((60, 350), TINY, in_memory=0, evaluated=True, threads=1),
-        scale.scale_scenes((60, 350), TINY, in_memory=10**9, threads=1),
-    )
-    grown = lambda r, key='own_mb': r[key][1] - r[key][0]
-    more = grown(r, 'features_mb')
-    assert grown(r) < more / 4 and grown(r, 'evaluate_mb') < more / 4 and grown(kept) > more / 2, (r, kept)
+    r = scale.scale_scenes((60, 350), TINY, in_memory=0, threads=1)
+    kept = scale.scale_scenes((60, 350), TINY, in_memory=10**9, threads=1)
+
+    def growth(r, key='train_mb'):
+        return r[key][1] - r[key][0]
+
+    more = growth(r, 'features_mb')
+    assert growth(r) < more / 4 and growth(r, 'evaluate_mb') < more / 4 and growth(kept) > more / 2, (r, kept)
 
 
 def test_skipped_samples_are_said_once(tmp_path, few_scenes, capsys):
@@ -165,25 +169,22 @@ def test_skipped_samples_are_said_once(tmp_path, few_scenes, capsys):
     assert capsys.readouterr().out.count('1 broken samples left out') == 1
 
 
-def test_scale_benchmark_runs(tmp_path):
-    "Memory is counted, so its exponents are the same every time; a second is never looked at."
-    sides = ('attention', 'mlp')
-    tokens, slots = (
-        [scale.scale_tokens((1024, 2048, 4096), d, 32, 1, 48) for d in sides],
-        [scale.scale_slots((8, 16, 32), d, 32, 1, 48, 256) for d in sides],
-    )
-    for r in (*tokens, *slots):
-        assert len(r['seconds']) == len(r['peak_mb']) == 3 and set(r['exponents']) == {
-            'seconds',
-            'seconds_upper',
-            'peak_mb',
-            'peak_mb_upper',
-        }
-        assert r['exponents']['peak_mb_upper'] < 1.05, r  # no tokens x tokens, no slots x slots
-    assert tokens[1]['exponents']['peak_mb_upper'] > 0.8
-    again = scale.scale_tokens((1024, 2048, 4096), 'mlp', 32, 1, 48)
-    assert again['peak_mb'] == tokens[1]['peak_mb']
-    scenes = scale.scale_scenes((20, 40), TINY | dict(batch_size=10), threads=1)
-    assert scenes['sizes'] == [20, 40] and all(s > 0 for s in scenes['seconds'])
-    scale.figure([scenes, *tokens, *slots], tmp_path / 'scale.png')
-    assert (tmp_path / 'scale.png').stat().st_size > 10_000
+@pytest.mark.parametrize('decoder', ['attention', 'mlp'])
+@pytest.mark.parametrize('what, sizes', [('tokens', (1024, 2048, 4096)), ('slots', (8, 16, 32))])
+def test_memory_of_a_step_grows_linearly(decoder, what, sizes):
+    "No tokens x tokens and no slots x slots. Memory is counted, so it is the same every time."
+
+    def peak(n):
+        tokens, slots = (n, 11) if what == 'tokens' else (256, n)
+        config = TrainConfig(device='cpu', decoder=decoder, hidden_dim=32, num_slots=slots)
+        model = build(config, 48, tokens)
+        step, _ = make_step(config, model, make_optimizer(config, model.parameters()))
+        feats, noise = torch.randn(2, tokens, 48), model.init.draw(2)
+        step(feats, noise)
+        return peak_bytes(lambda: step(feats, noise))
+
+    peaks = [peak(n) for n in sizes]
+    exponent = np.log(peaks[2] / peaks[1]) / np.log(2)
+    assert exponent < 1.05, peaks
+    assert decoder == 'attention' or exponent > 0.8, peaks
+    assert peak(sizes[0]) == peaks[0]
