@@ -10,7 +10,7 @@ __all__ = ['read_segmentation', 'decode_image', 'read_image', 'Sample', 'read_sc
 import io
 import struct
 from pathlib import Path
-from typing import Any, Iterator, NamedTuple
+from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -188,9 +188,6 @@ class Dataset:
 
     def __getitem__(self, i: int) -> Sample:
         return self.read(self.entries[i])
-
-    def __iter__(self) -> Iterator[Sample]:
-        return map(self.read, self.entries)
 
     def __repr__(self):
         skipped = f', {len(self.skipped)} broken ones skipped' if self.skipped else ''

@@ -172,6 +172,7 @@ def test_lines_and_statements():
         cell = json.loads(path.read_text())['cells'][f['cell'] - 1]
         return ''.join(cell['source']).splitlines()[row].startswith('#| fig-alt')
 
+    found = [f for f in found if Path(f['filename']).name != '_modidx.py']  # written by nbdev
     wrong = [
         f"{Path(f['filename']).name}:{f.get('cell')}:{f['location']['row']} {f['code']}"
         for f in found

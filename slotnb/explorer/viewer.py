@@ -126,7 +126,7 @@ class Viewer:
         self,
         state: State,
     ) -> dict:  # normalizer, temperature, num_slots, num_iters, seed
-        "The values that apply: the state's, or the run's own where the state leaves one open or the setting is `fixed`."
+        "The values that apply: the state's, or the run's own where the state has none or the setting is `fixed`."
         c = self.config
         own = dict(
             normalizer=c.normalizer,

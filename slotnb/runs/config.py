@@ -54,7 +54,7 @@ class TrainConfig:
     hidden_dim: int = 512  # of the decoder's MLP
     pos_std: float = 0.02  # initial std of the MLP decoder's position embedding
     mask_temperature: float = 0.5  # of the decoder's masks
-    # what is reconstructed: feats; with learned and learned_instance, which train a layer before it, the loss means nothing
+    # what is reconstructed: feats; learned and learned_instance train it too, so that the loss means nothing
     target: str = 'feats'
     weight_init: str = 'xavier'  # xavier, or torch for PyTorch's own
     warm_start: str = ''  # a run whose projection, initial slots and slot attention are the starting point
