@@ -157,7 +157,7 @@ FOLDERS = [str(ROOT / name) for name in ('slotnb', 'nbs', 'guides', 'reports', '
 
 
 def test_lines_and_statements():
-    """Lines of at most 120 characters, one statement a line. Exceptions: a figure's alt text is one line, as Quarto reads
+    """Lines of at most 120 characters, one statement a line. Exceptions: alt texts are one line, as Quarto reads
     it, and nbdev breaks `__all__` where it likes."""
     rules = 'E401,E501,E701,E702,E703'
     command = [sys.executable, '-m', 'ruff', 'check', '--select', rules, '--output-format', 'json', *FOLDERS]
