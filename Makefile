@@ -34,7 +34,7 @@ PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 CLAIMS := claims collapse slots temperatures features uncertainty materials
 
 claims: install ## test the claims of the source report anew: reports/claims, and the pages that show it (finished runs are kept)
-	$(BIN)/python reports/claims/protocol.py --pages ''
+	$(BIN)/python reports/claims --pages ''
 	for page in $(CLAIMS); do $(BIN)/python -m nbconvert --to notebook --execute --inplace reports/$$page.ipynb && nbdev_clean --fname reports/$$page.ipynb || exit 1; done
 
 test: install ## what guards correctness: core notebooks and the fast tests, at most 12 minutes on 2 cores

@@ -210,7 +210,7 @@ def test_defaults_are_what_the_rule_chose(evidence):
 
 
 def test_missing_tables(tmp_path):
-    with pytest.raises(SlotnbError, match='runs.csv is missing; python reports/claims/protocol.py writes it'):
+    with pytest.raises(SlotnbError, match='runs.csv is missing; python reports/claims writes it'):
         Evidence.read(tmp_path)
 
 
@@ -237,7 +237,7 @@ def test_unknown_question(capsys):
 
 def test_the_command_shows_its_options():
     "From the root of the repository, as a script."
-    command = [sys.executable, 'reports/claims/protocol.py', '--help']
+    command = [sys.executable, 'reports/claims', '--help']
     text = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert all(f'--{name}' in text for name in ('out', 'runs_dir', 'only', 'seed', 'pages', 'workers', 'engine'))
 

@@ -32,7 +32,7 @@ class Evidence:
         folder = Path(folder)
         for name in ('runs.csv', 'features.csv', 'floors.csv', 'times.json', 'provenance.json'):
             if not (folder / name).is_file():
-                raise SlotnbError(f'{folder / name} is missing; python reports/claims/protocol.py writes it')
+                raise SlotnbError(f'{folder / name} is missing; python reports/claims writes it')
         rows = pd.read_csv(folder / 'runs.csv', dtype=dict(failed=str, collapse=str))
         return cls(
             rows.fillna(dict(failed='', collapse='')),

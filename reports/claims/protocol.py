@@ -171,13 +171,3 @@ def chosen_defaults(
 ) -> dict:  # like `winners`; empty if the long runs do not confirm them
     "The settings that become defaults of the library."
     return winners(rows) if _improves(rows, 'best-long', 'long') else {}
-
-
-if __name__ == '__main__':
-    import sys
-    from pathlib import Path
-
-    sys.path.insert(0, str(Path(__file__).parent.parent))  # the folder reports, in which the package claims is found
-    from claims.run import main
-
-    sys.exit(main())

@@ -1,4 +1,4 @@
-"""The command `python reports/claims/protocol.py`: train what is missing, measure, write the tables and the pages.
+"""The command `python reports/claims`: train what is missing, measure, write the tables and the pages.
 
 Finished runs are kept, so an interrupted command resumes. A backbone without weights is recorded as not measured.
 """
@@ -161,8 +161,8 @@ def measure_claims(
 def main(
     args: list[str] | None = None,  # the command line; None is the process's own
 ) -> int:  # exit code: 0 success, 1 some runs failed, 2 user error, 130 interrupted
-    "Entry point of `python reports/claims/protocol.py`."
-    config = tyro.cli(ClaimsConfig, prog='protocol.py', args=args, use_underscores=True)
+    "Entry point of `python reports/claims`."
+    config = tyro.cli(ClaimsConfig, prog='python reports/claims', args=args, use_underscores=True)
     try:
         failed = measure_claims(config)
         table = claims_table(Evidence.read(config.out))
@@ -170,10 +170,10 @@ def main(
         if config.pages:
             print(*build_pages(config.out, config.pages, pages_of(config.only)), sep='\n')
     except SlotnbError as e:
-        print(f'protocol.py: {e}', file=sys.stderr)
+        print(f'claims: {e}', file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print('protocol.py: interrupted; the same command resumes from the last saved state', file=sys.stderr)
+        print('claims: interrupted; the same command resumes from the last saved state', file=sys.stderr)
         return 130
     for folder, why in failed.items():
         print(f'FAILED {folder}: {why} (see failed.json there)', file=sys.stderr)
