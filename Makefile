@@ -32,7 +32,7 @@ report: install ## run the comparison and write reports/_build/ta_report.html (f
 CLAIMS := claims collapse slots temperatures features uncertainty materials
 
 claims: install ## test the claims of the source report anew: reports/claims, and the pages that show it (finished runs are kept)
-	slotnb claims --pages ''
+	$(BIN)/python reports/claims/protocol.py --pages ''
 	for page in $(CLAIMS); do $(BIN)/python -m nbconvert --to notebook --execute --inplace reports/$$page.ipynb && nbdev_clean --fname reports/$$page.ipynb || exit 1; done
 
 test: install ## run every test, nbdev's and pytest's
