@@ -193,8 +193,8 @@ def fit(
     model = build(config, *data.train.shape[:0:-1]).to(device)
     opt = make_optimizer(config, model.parameters())
     step, engine = make_step(config, model, opt)
-    bar = tqdm(total=config.num_epochs, desc=f'train {config.run_dir}', unit='epoch', disable=not show_progress)
-    with RunState(config, data, norm, model, opt, engine, save_every) as state, bar:
+    about = dict(total=config.num_epochs, desc=f'train {config.run_dir}', unit='epoch', disable=not show_progress)
+    with RunState(config, data, norm, model, opt, engine, save_every) as state, tqdm(**about) as bar:
         bar.update(state.epoch)
         while not state.finished:
             start = time.perf_counter()

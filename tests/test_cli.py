@@ -72,7 +72,9 @@ def test_train_on_photographs(tmp_path, photographs, capsys):
     code, _, err = slotnb(capsys, *args)
     assert code == 2 and 'broken.jpg' in err and len(err.strip().splitlines()) == 1
     code, out, err = slotnb(capsys, *args, '--skip_broken')
-    assert code == 0 and '1 broken samples left out' in out + err and 'no truth' in out and 'RANDOM WEIGHTS' in out
+    assert (
+        code == 0 and '1 broken samples left out' in out + err and 'no ground truth' in out and 'RANDOM WEIGHTS' in out
+    )
     run = load_run(tmp_path / 'run/dinov2_vits14')
     assert run.record['grid'] == [4, 6] and run.model.num_patches == 24
     assert 'ari_attn' not in json.loads((tmp_path / 'run/dinov2_vits14/result.json').read_text())

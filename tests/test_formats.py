@@ -314,7 +314,7 @@ def test_training_and_evaluation_without_truth(bare_run):
         and len(plot_refined(run_dir, scenes, [0, 1]).axes) == 4
     )
     assert len(load_runs(run_dir.parent.parent)) == 1
-    refused(lambda: build_report(run_dir.parent.parent), 'have no truth', 'result.json')
+    refused(lambda: build_report(run_dir.parent.parent), 'have no ground truth', 'result.json')
     floors = score_floors('dinov2_vits14', config, [0], False)
     assert floors.empty and 'method' in floors
 
