@@ -125,12 +125,12 @@ def scale_scenes(sizes, settings={}, in_memory=None, threads=2):
 
 def bench_scale(small=False, device='cpu', progress=lambda text: None):
     tiny = dict(slot_dim=16, hidden_dim=16, num_slots=3)
-    return scale_scenes((20, 40), tiny, threads=1) if small else scale_scenes((60, 200, 600, 2000))
+    return scale_scenes((20, 40), tiny, threads=1) if small else scale_scenes((60, 200, 600))
 
 
 if __name__ == '__main__':
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--scenes', type=int, nargs='+', default=[60, 200, 600, 2000], help='training scenes')
+    p.add_argument('--scenes', type=int, nargs='+', default=[60, 200, 600], help='training scenes')
     p.add_argument('--threads', type=int, default=2)
     p.add_argument('--side', help=argparse.SUPPRESS)
     c = p.parse_args()

@@ -16,7 +16,6 @@ from slotnb.train import make_optimizer, make_step
 PAPERS = dict(num_slots=7, slot_dim=256, hidden_dim=1024, decoder='mlp')
 SIZES = {  # rows of the table: settings, patches, batch
     'papers, batch 2': (PAPERS, 256, 2),
-    'papers, batch 16': (PAPERS, 256, 16),
     'papers, 1,024 patches': (PAPERS, 1024, 2),
     'default sizes, MLP decoder': (dict(decoder='mlp'), 256, 2),
     'default model': (dict(), 256, 2),
@@ -73,7 +72,7 @@ def bench_steps(small=False, device='cpu', seconds=12, progress=lambda text: Non
         assert gap < 1e-4, (name, gap)
         memory = {side: peak_bytes(f, device) for side, f in sides.items()}
         once = alternate(sides, 1, device)
-        repeats = 1 if small else max(5, min(41, round(seconds / sum(s['median'] for s in once.values()))))
+        repeats = 1 if small else max(3, min(31, round(seconds / sum(s['median'] for s in once.values()))))
         rows.append(
             dict(
                 size=name,
