@@ -16,7 +16,7 @@ MODELS = dict(default={}, mlp=dict(decoder='mlp', num_slots=7, slot_dim=64, hidd
 SCORES = ('test_fvu', 'fg_ari_attn', 'ari_attn', 'mbo_attn')
 
 
-def bench_quality(small=False, device='cpu', seeds=5, num_epochs=15, progress=lambda text: None):
+def bench_quality(small=False, device='cpu', seeds=5, num_epochs=8, progress=lambda text: None):
     "Scores of every arm and seed, and the paired differences from the default engine in fp32."
     precisions = ('fp32', 'bf16') if has_bf16(default_device(device)) else ('fp32',)
     if small:
