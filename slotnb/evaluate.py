@@ -25,7 +25,7 @@ from .refine import refine_masks
 from .runs.checkpoints import checkpoint_path, load_into, load_tensors, save_tensors
 from .runs.config import TrainConfig
 from .runs.inputs import RunData, make_normalizer, prepare
-from .train import fit, means
+from .train import means
 
 # %% ../nbs/14_evaluate.ipynb #c128d703
 @torch.no_grad()

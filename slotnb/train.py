@@ -12,7 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 from dataclasses import asdict
-from typing import Callable, Iterable, Iterator, NamedTuple
+from typing import Callable, Iterable, NamedTuple
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm

@@ -21,7 +21,7 @@ from .graphs import GraphedStep
 from .step import why_unsupported
 from ..features import LazyFeatures, gather, to_device
 from ..losses import SlotLoss, feature_mse, feature_spread
-from ..model import ModelOutput, SlotAutoencoder, build
+from ..model import SlotAutoencoder, build
 from ..runs.config import TrainConfig
 from ..runs.folder import RunState, mark_failed, why_failed
 from ..runs.inputs import RunData, data_key, fit_normalizer, load_if_fits, prepare
