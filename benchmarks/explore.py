@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 import numpy as np
 from playwright.sync_api import sync_playwright
-from slotnb.runs.config import TrainConfig, versions
+from slotnb.runs.config import preset, versions
 from slotnb.train import fit
 
 ROOT = Path(__file__).parent.parent
@@ -91,7 +91,8 @@ def main():
     ask.add_argument('--decoder', default='attention')
     args, folder = ask.parse_args(), Path(tempfile.mkdtemp())
     run = fit(
-        TrainConfig(
+        preset(
+            'version_0_1',
             data_dir=str(ROOT / 'data/movi_a_subset'),
             save_dir=str(folder),
             num_epochs=2,

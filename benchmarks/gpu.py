@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 import pandas as pd
 from slotnb.fast.many_models import train_many
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.train import fit
 
 DATA = str(Path(__file__).parent.parent / 'data/movi_a_subset')
@@ -16,7 +16,9 @@ def bench_gpu(small=False, device='cuda', runs=15, num_epochs=60, progress=lambd
     "Epochs are timed by the runs themselves (timing.csv), runs and stack by the clock."
     if small:
         runs, num_epochs = 2, 3
-    base = TrainConfig(data_dir=DATA, device=device, num_epochs=num_epochs, train_precision='auto', warmup_epochs=1)
+    base = preset(
+        'version_0_1', data_dir=DATA, device=device, num_epochs=num_epochs, train_precision='auto', warmup_epochs=1
+    )
     found = dict(runs=runs, num_epochs=num_epochs, seconds_per_epoch={}, seconds_per_run={})
     with tempfile.TemporaryDirectory() as folder:
         fit(replace(base, num_epochs=2, save_dir=f'{folder}/warm'), show_progress=False)  # features and kernels

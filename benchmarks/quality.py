@@ -7,7 +7,7 @@ differences and its 95 % interval."""
 import tempfile
 from pathlib import Path
 from slotnb.core import has_bf16, default_device
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.runs.inputs import prepare
 from slotnb.study import Arm, collect, paired, plan_study, run_study
 
@@ -28,7 +28,8 @@ def bench_quality(small=False, device='cpu', seeds=5, num_epochs=8, progress=lam
             for engine in ('torch', 'fast')
             for precision in precisions
         ]
-        base = dict(data_dir=DATA, device=device, num_epochs=num_epochs, warmup_epochs=min(5, num_epochs - 1))
+        few = dict(num_epochs=num_epochs, warmup_epochs=min(5, num_epochs - 1))
+        base = PRESETS['version_0_1'] | dict(data_dir=DATA, device=device) | few
         prepare(TrainConfig(**base), show_progress=False)  # features are cached before processes start
         progress(f'{len(arms) * seeds} runs of the model {model}')
         with tempfile.TemporaryDirectory() as folder:

@@ -25,7 +25,7 @@ from slotnb.core import digest
 from slotnb.data import Dataset, Entry, Sample
 from slotnb.evaluate import evaluate
 from slotnb.runs import inputs
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 
 # tensors above 1 MB go back to the system when they are freed, so that peaks are the run's and not the allocator's
 MALLOC = dict(MALLOC_MMAP_THRESHOLD_='1000000')
@@ -92,7 +92,7 @@ def fit_side(scenes, settings, in_memory):
         inputs.IN_MEMORY = in_memory
     with tempfile.TemporaryDirectory(prefix='slotnb_scale_') as folder:
         os.environ['SLOTNB_CACHE'] = folder
-        config = replace(TrainConfig(device='cpu', save_dir=f'{folder}/run'), **settings)
+        config = replace(preset('version_0_1', device='cpu', save_dir=f'{folder}/run'), **settings)
         inputs.prepare(config, False)  # the cache is written before anything is measured
         with OwnMemory() as training:
             run_dir = train.fit(config, False)

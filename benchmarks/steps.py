@@ -10,7 +10,7 @@ from plain import Plain, PlainStep
 from slotnb.core import has_bf16
 from slotnb.losses import SlotLoss
 from slotnb.model import build
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.train import make_optimizer, make_step
 
 PAPERS = dict(num_slots=7, slot_dim=256, hidden_dim=1024, decoder='mlp')
@@ -29,7 +29,7 @@ FEAT_DIM = 384
 def sides_of(settings, patches, batch, device, low):
     "The step of each side as a function without arguments, on copies of the same weights."
     torch.manual_seed(0)
-    config = TrainConfig(device=device.type, **settings)
+    config = preset('version_0_1', device=device.type, **settings)
     first = build(config, FEAT_DIM, patches)
     plain = Plain(FEAT_DIM, patches, config.slot_dim, config.decoder, config.hidden_dim, config.mask_temperature)
     plain.load_state_dict(first.state_dict())
@@ -40,7 +40,7 @@ def sides_of(settings, patches, batch, device, low):
     for engine in ('torch', 'fast'):
         for precision in ('fp32', 'bf16') if low else ('fp32',):
             model = copy.deepcopy(first).to(device)
-            c = TrainConfig(device=device.type, engine=engine, train_precision=precision, **settings)
+            c = preset('version_0_1', device=device.type, engine=engine, train_precision=precision, **settings)
             f, used[f'{engine}, {precision}'] = make_step(c, model, make_optimizer(c, model.parameters()))
             sides[f'{engine}, {precision}'] = lambda f=f: f(feats, noise)
     return sides, used, (plain, first, feats, noise)

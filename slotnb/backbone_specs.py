@@ -137,25 +137,26 @@ def _intermediates(net, x, layers, norm):
 def patch_tokens(
     net: nn.Module,  # from `build_network`
     x: Tensor,  # (b 3 h w) normalized images
-    layer: int,  # block, from 0; later blocks are not computed
+    layers: tuple[int, ...],  # blocks, from 0, in ascending order; later blocks are not computed
     final_norm: bool,  # apply the network's final norm (tokens only)
     facet: str = 'token',  # or 'query', 'key' or 'value' of that block's attention
     prefix: int = 1,  # class and register tokens, dropped from queries, keys and values
-) -> Tensor:  # (b n d), row by row over the patch grid
+) -> list[Tensor]:  # (b n d) of each of `layers`, row by row over the patch grid
     "Patch tokens of a network of timm or open_clip."
     if facet == 'token':
-        return _intermediates(net, x, [layer], final_norm)[0].flatten(2).transpose(1, 2)
+        return [m.flatten(2).transpose(1, 2) for m in _intermediates(net, x, list(layers), final_norm)]
     captured = []
 
     def capture(module, args):
         captured.append(project_facet(module, args[0], facet))
 
-    hook = _blocks(net)[layer].attn.register_forward_pre_hook(capture)
+    hooks = [_blocks(net)[layer].attn.register_forward_pre_hook(capture) for layer in layers]
     try:
-        _intermediates(net, x, [layer], False)
+        _intermediates(net, x, list(layers), False)
     finally:
-        hook.remove()
-    return captured[0][:, prefix:]
+        for hook in hooks:
+            hook.remove()
+    return [tokens[:, prefix:] for tokens in captured]
 
 # %% ../nbs/appendix/backbone_specs.ipynb #cell-11
 def _measure(net):

@@ -22,7 +22,7 @@ from .features import extract
 from .formats.convert import convert_data, info
 from .normalizer import Normalizer
 from .report import build_report
-from .runs.config import PRESETS, TrainConfig, preset
+from .runs.config import PRESETS, FeatureSettings, TrainConfig, preset
 from .runs.inputs import frozen_backbone, open_split
 from .scenes.render import render
 from .sweep import SweepConfig, sweep
@@ -34,29 +34,20 @@ from .weights import file_stem
 class TrainCommand(TrainConfig):
     "Train slot attention on the frozen features of a backbone and score it on the test scenes."
 
-    preset: str = ''  # start from the settings of a preset (source_report); other flags override it
+    preset: str = ''  # start from the settings of a preset (source_report, version_0_1); other flags override it
 
 
 @dataclass(frozen=True)
-class FeaturesConfig:
+class FeaturesConfig(FeatureSettings):
     "Compute a backbone's features and print the feature-std table; with --card, write the feature card."
 
-    # dinov2_vits14, dino_vits16, clip_vitb16, timm:<model>.<tag>, open_clip:<model>/<tag>, or your own module:Class
-    backbone: str = 'dinov2_vits14'
-    data_dir: str = 'data/movi_a_subset'  # Kubric folders, images, videos, .tar shards or MOVi records
     split: str = ''  # which part of data_dir; empty: train, and for the card test
-    weights: str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
-    layer: int = -1  # block of the backbone whose tokens are used; -1 is the last
-    final_norm: bool = True  # apply the backbone's final norm
-    facet: str = 'token'  # token, or query, key or value of that block's attention
+    # block of the backbone whose tokens are used: -1 is the last; several: -1,-4
+    layer: str = '-1'
     # input size of the backbone in pixels: 448, 224x308 (height x width), or spec: the backbone's own
     resolution: str = 'spec'
     # patches, resampled bilinearly: 16, 16x22, native (not resampled), or spec: 16 for the three backbones named first
     grid_size: str = 'spec'
-    precision: str = 'fp32'  # of the backbone: fp32, bf16, or auto: bf16 where the device has units for it
-    max_frames: int = 1  # frames of each scene; 0 is all
-    skip_broken: bool = False  # leave out files that cannot be read, and report how many
-    device: str = 'auto'  # auto, cpu or cuda
     card: bool = False  # write the feature card: .json, .csv and .png; its probes are trained on the split train
     out: str = 'feature_cards'  # the card goes to out/backbone
 
@@ -167,14 +158,16 @@ def _card(c, backbone, data):
 def _train(c):
     c = TrainConfig(**{f.name: getattr(c, f.name) for f in fields(TrainConfig)})
     result = evaluate(fit(c), trust=True)  # the command line names the classes itself
-    scores = {'ARI': 'ari_attn', 'FG-ARI': 'fg_ari_attn', 'mBO': 'mbo_attn'}
+    scores = {'ARI': 'ari', 'FG-ARI': 'fg_ari', 'mBO': 'mbo'}
     text = f"{c.run_dir / 'best_model.safetensors'}: best epoch {result['best_epoch'] + 1} of {c.num_epochs}, "
     text += f"test MSE {result['test_mse']:.3f}, FVU {result['test_fvu']:.3f}; "
     if 'ari_attn' in result:
-        text += ', '.join(f'{name} {100 * result[key]:.1f}' for name, key in scores.items()) + ' (masks: attn)'
+        for source in ('merged', 'refined'):
+            text += f'{source} masks: '
+            text += ', '.join(f"{name} {100 * result[f'{key}_{source}']:.1f}" for name, key in scores.items()) + '; '
     else:
-        text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth'
-    text += f"; engine {result['engine']}"
+        text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
+    text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
     print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
 
@@ -231,7 +224,9 @@ def with_preset(
             name = args[i + 1] if i + 1 < len(args) else ''
         if flag == '--preset' and name and args[0] == 'train':
             preset(name)  # refuses an unknown name
-            return ['train', *(part for k, v in PRESETS[name].items() for part in (f'--{k}', str(v))), *args[1:]]
+            flags = {k: f'--{k}={v}' for k, v in PRESETS[name].items()}
+            flags |= {k: f'--{k}' if v else f'--no_{k}' for k, v in PRESETS[name].items() if isinstance(v, bool)}
+            return ['train', *flags.values(), *args[1:]]
     return args
 
 

@@ -14,18 +14,17 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from .core import SlotnbError, atomic_path, batches, generator, read_json, write_json
-from .diagnostics import collapse, feature_stats, slot_stats
+from .diagnostics import collapse, feature_stats, means, slot_stats
 from .features import LazyFeatures
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
 from .model import ModelOutput, SlotAutoencoder, build
 from .normalizer import Moments, Normalizer
 from .parts import check_trust
-from .refine import refine_masks
+from .refine import merge_slots, refine_masks
 from .runs.checkpoints import checkpoint_path, load_into, load_tensors, save_tensors
 from .runs.config import TrainConfig
 from .runs.inputs import RunData, make_normalizer, prepare
-from .train import means
 
 # %% ../nbs/14_evaluate.ipynb #c128d703
 @torch.no_grad()
@@ -81,10 +80,11 @@ def load_run(
     try:
         settings, record = about['config'], about['backbone']
         check_trust(settings, about.get('signature', ''), path.parent / 'config.json', trust)
-        config, dim, num_patches = TrainConfig(**settings), record['dim'], math.prod(record['grid'])
+        config, dim, grid = TrainConfig(**settings), record['dim'], tuple(record['grid'])
     except (KeyError, TypeError) as e:
         raise SlotnbError(f"{path.parent / 'config.json'} is not a run's configuration ({e})") from None
-    model, norm = build(config, dim, num_patches), make_normalizer(config, dim)
+    norm = make_normalizer(config, dim)
+    model = build(config, getattr(norm, 'out_dim', dim), grid)
     load_into(model, tensors, 'model', path)
     load_into(norm, tensors, 'normalizer', path)
     norm.fitted = True
@@ -102,12 +102,13 @@ def _common_space(run, raw, out):
     return dict(mse_instance=feature_mse(back, target).item(), spread_instance=spread)
 
 
-def _score(scenes, out, grid):
-    "Scores of a batch of scenes: slot attention's masks, the decoder's, and slot attention's after refinement."
-    refined = [refine_masks(s.image, m, grid=grid) for s, m in zip(scenes, out.attn)]
+def _score(scenes, out, merged, grid):
+    "Scores of a batch of scenes: slot attention's masks, the decoder's, the merged ones, and those after refinement."
+    refined = [refine_masks(s.image, m, grid=grid) for s, m in zip(scenes, merged)]
     return [
         evaluate_masks(scenes, out.attn, 'attn', grid),
         evaluate_masks(scenes, out.masks, 'masks', grid),
+        evaluate_masks(scenes, merged, 'merged', grid),
         evaluate_labels(scenes, refined, 'refined'),
     ]
 
@@ -116,8 +117,8 @@ def _target_kept(run, data):
     "Share of the features' std and rank that a learned target keeps."
     if run.config.target == 'feats':
         return dict(target_std_kept=1.0, target_rank_kept=1.0)
-    changes = run.normalizer, lambda x: run.model.target(run.normalizer(x))
-    before, after = (feature_stats(LazyFeatures(data.test, change)) for change in changes)
+    normalized = LazyFeatures(data.test, run.normalizer)
+    before, after = (feature_stats(feats) for feats in (normalized, LazyFeatures(normalized, run.model.target)))
     return dict(
         target_std_kept=after['std'] / before['std'],
         target_rank_kept=after['components_90'] / before['components_90'],
@@ -132,7 +133,7 @@ def evaluate(
     data: RunData | None = None,  # of `prepare`; None reads it
     trust: bool = False,  # see `load_run`
 ) -> dict:  # also written to result.json; test_scenes.csv has one row per scene
-    "Score the best checkpoint on the test scenes: slot attention's masks, the decoder's, and the refined ones."
+    "Score the best checkpoint on the test scenes: slot attention's, the decoder's, merged and refined masks."
     run_dir = Path(run_dir)
     run = load_run(run_dir, trust)
     data, grid = data or prepare(run.config, show_progress), tuple(run.record['grid'])
@@ -147,10 +148,12 @@ def evaluate(
             measures = dict(mse=feature_mse(out.recon, x).item(), spread=feature_spread(x).item())
             measures |= _common_space(run, raw, out) | slot_stats(out.slots, out.masks)
             rows.append((len(x), measures))
-            soft.append((out.attn.half(), out.masks.half()))
+            merged = torch.stack([merge_slots(m, f, grid) for m, f in zip(out.attn, x)])
+            measures['merged_slots'] = (merged.sum(-1) > 0).sum(1).float().mean().item()
+            soft.append((out.attn.half(), out.masks.half(), merged.half()))
             scenes = [next(images) for _ in x]
             parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])]
-            parts += _score(scenes, out, grid) if test.has_ground_truth else []
+            parts += _score(scenes, out, merged, grid) if test.has_ground_truth else []
             tables.append(pd.concat([t.set_index(['scene', 'frame']) for t in parts], axis=1))
             bar.update(len(x))
     by_scene, usage = pd.concat(tables), means(rows)
@@ -180,7 +183,7 @@ def evaluate(
         normalized=feature_stats(LazyFeatures(data.train_and_val, run.normalizer)),
     )
     write_json(run_dir / 'features.json', features)
-    masks = {k: torch.cat(m) for k, m in zip(('attn', 'masks'), zip(*soft))}
+    masks = {k: torch.cat(m) for k, m in zip(('attn', 'masks', 'merged'), zip(*soft))}
     save_tensors(run_dir / 'test_masks.safetensors', masks)
     write_json(run_dir / 'result.json', result)
     return result

@@ -18,7 +18,7 @@ from torch import Tensor
 from .baselines import block_masks, kmeans_masks
 from .core import SlotnbError
 from .data import Sample
-from .diagnostics import feature_stats
+from .diagnostics import feature_stats, segment_fvu
 from .metrics import evaluate_masks
 from .normalizer import Normalizer
 
@@ -178,6 +178,9 @@ def mask_scores(
         for m in results:
             row[f'{method}_{m}'] = results[m].mean()
             row[f'{method}_{m}_std'] = results[m].std() if len(seeds) > 1 else np.nan
+    true = [np.eye(l.max() + 1)[:, l] for l in data.labels]
+    row['fvu_true_segments'] = float(np.mean([segment_fvu(f, m) for f, m in zip(x, true)]))
+    row['fvu_kmeans'] = float(np.mean([segment_fvu(f, m) for f, m in zip(x, masks['kmeans'])]))
     return row
 
 

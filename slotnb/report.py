@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['load_runs', 'results_table', 'load_curves', 'load_features', 'plot_curves', 'plot_scores', 'plot_masks',
-           'plot_refined', 'plot_materials', 'render_notebook', 'build_report']
+           'plot_objects', 'plot_rounds', 'plot_materials', 'render_notebook', 'build_report']
 
 # %% ../nbs/appendix/report.ipynb #cell-2
 import os
@@ -189,22 +189,47 @@ def plot_masks(
     return _mark(fig, [_label(book)])
 
 # %% ../nbs/appendix/report.ipynb #cell-16
-def plot_refined(
+def _colored(scene, labels):
+    "Labels over an image, in the colors of the ground truth that they match where there is one."
+    known = scene.segmentation is not None
+    return overlay(scene.image, labels, match_colors(scene.segmentation, labels) if known else np.arange(99) + 1)
+
+
+def plot_objects(
     run_dir: str | Path,  # a finished run
     scenes: list,  # of `slotnb.data.Sample`, the test scenes in order
     ids: list[int],  # positions of the scenes to show
+    cols: int = 6,  # scenes side by side
 ) -> plt.Figure:
-    "Image, ground truth (if all have one) and slot attention's refined masks, one test scene per column."
-    book, attn, grid = _test_masks(run_dir, 'attn')
+    "One test scene per column: image, ground truth (if all have one), merged slots, and the same refined."
+    book, masks, grid = _test_masks(run_dir, 'merged')
     chosen = [scenes[i] for i in ids]
-    segments = [refine_masks(s.image, attn[i], grid=grid) for i, s in zip(ids, chosen)]
-    has_ground_truth = all(s.segmentation is not None for s in chosen)
-    colored = [
-        overlay(s.image, l, match_colors(s.segmentation, l) if has_ground_truth else np.arange(l.max() + 1) + 1)
-        for s, l in zip(chosen, segments)
+    columns = []
+    for s, m in zip(chosen, masks[ids]):
+        truth = [] if any(c.segmentation is None for c in chosen) else [overlay(s.image, s.segmentation)]
+        coarse, fine = hard_masks(m, s.image.shape[:2], grid), refine_masks(s.image, m, grid=grid)
+        columns.append([s.image, *truth, _colored(s, coarse), _colored(s, fine)])
+    cols = min(cols, len(ids))
+    columns += [[np.ones_like(x) * 255 for x in columns[0]]] * (-len(ids) % cols)
+    rows = [
+        columns[start + j][i] for start in range(0, len(ids), cols) for i in range(len(columns[0])) for j in range(cols)
     ]
-    rows = [s.image for s in chosen] + [overlay(s.image, s.segmentation) for s in chosen if has_ground_truth] + colored
-    return _mark(panels(rows, [s.name for s in chosen], cols=len(ids)), [_label(book)])
+    return _mark(panels(rows, cols=cols), [_label(book)])
+
+
+def plot_rounds(
+    run_dir: str | Path,  # a finished run of several rounds, each of which was evaluated
+    scenes: list,  # of `slotnb.data.Sample`, the test scenes in order
+    ids: list[int],  # positions of the scenes to show
+) -> plt.Figure:
+    "One test scene per column: image, ground truth, and the merged slots of each round, the last one at the bottom."
+    earlier = sorted(p.parent for p in Path(run_dir).glob('round*/*/test_masks.safetensors'))
+    chosen, rows = [scenes[i] for i in ids], []
+    for folder in [*earlier, Path(run_dir)]:
+        book, masks, grid = _test_masks(folder, 'merged')
+        rows += [_colored(s, hard_masks(m, s.image.shape[:2], grid)) for s, m in zip(chosen, masks[ids])]
+    truth = [overlay(s.image, s.segmentation) for s in chosen if s.segmentation is not None]
+    return _mark(panels([s.image for s in chosen] + truth + rows, cols=len(ids)), [_label(book)])
 
 # %% ../nbs/appendix/report.ipynb #bcb94d3c
 def plot_materials(

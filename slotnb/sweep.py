@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 from .backbones import ViTBackbone
-from .baselines import block_masks, kmeans_masks, ground_truth_masks
+from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
 from .core import SlotnbError, cache_dir, default_device, write_json
 from .features import extract
 from .metrics import evaluate_labels, evaluate_masks
@@ -101,29 +101,26 @@ def score_floors(
     net = frozen_backbone(replace(config, backbone=backbone))
     grid = net.grid
     near = tuple(max(16, s // 16 * 16) for s in net.resolution)
-    nets = {
-        f'k-means on {backbone}': net,
-        'k-means on RANDOM WEIGHTS dino_vits16': ViTBackbone(
-            'dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device
-        ),
+    random = ViTBackbone('dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device)
+    feats = {
+        name: extract(n, test, show_progress=show_progress).feats
+        for name, n in ((backbone, net), ('RANDOM WEIGHTS dino_vits16', random))
     }
+    k = config.num_slots
     ways = {
         '12 fixed blocks': lambda s: [block_masks(grid)] * len(scenes),
         'ground truth on the grid': lambda s: [ground_truth_masks(x.segmentation, grid) for x in scenes],
+        f'spectral clustering on {backbone}': lambda s: [spectral_masks(f, k, s) for f in feats[backbone]],
+        **{f'k-means on {n}': lambda s, x=x: [kmeans_masks(f, k, s) for f in x] for n, x in feats.items()},
     }
-    for name, net in nets.items():
-        feats = extract(net, test, show_progress=show_progress).feats
-        ways[name] = lambda s, feats=feats: [kmeans_masks(f, config.num_slots, s) for f in feats]
+    jobs = [(name, s) for name in ways for s in (seeds if ' on ' in name and 'grid' not in name else seeds[:1])]
     rows = []
-    for name, masks in ways.items():
-        for s in seeds if 'k-means' in name else seeds[:1]:
-            soft = masks(s)
-            refined = [refine_masks(x.image, m, grid=grid) for x, m in zip(scenes, soft)]
-            scores = evaluate_masks(scenes, soft, 'masks', grid), evaluate_labels(scenes, refined, 'refined')
-            rows.append(
-                dict(method=name, seed=s)
-                | {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()}
-            )
+    for name, s in tqdm(jobs, 'floors', unit='method', disable=not show_progress):
+        soft = ways[name](s)
+        refined = [refine_masks(x.image, m, grid=grid) for x, m in zip(scenes, soft)]
+        scores = evaluate_masks(scenes, soft, 'masks', grid), evaluate_labels(scenes, refined, 'refined')
+        means = {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()}
+        rows.append(dict(method=name, seed=s) | means)
     return pd.DataFrame(rows)
 
 # %% ../nbs/15_sweep.ipynb #cell-15
@@ -172,7 +169,7 @@ def run_all(
     workers = max(1, min(len(todo), workers or (1 if gpu else os.cpu_count())))
     threads, live, failed = max(1, os.cpu_count() // workers), {}, {}
     bar = tqdm(
-        total=sum(c.num_epochs for c in plan),
+        total=sum(c.num_epochs * len(c.round_configs) for c in plan),
         desc=f'{len(plan)} runs, {len(plan) - len(todo)} finished before',
         unit='epoch',
         disable=not show_progress,
@@ -208,10 +205,10 @@ class SweepConfig:
 
     out_dir: str = 'runs'  # each run goes to out_dir/name/backbone
     backbone: tuple[str, ...] = ('dinov2_vits14', 'dino_vits16', 'clip_vitb16')  # which backbones
-    normalizer: tuple[str, ...] = ('none', 'instance')  # which normalizers
+    normalizer: tuple[str, ...] = ('instance', 'lda')  # which normalizers
     seed: tuple[int, ...] = (0, 1, 2)  # which seeds
     feature_std: tuple[float, ...] = ()  # also train features rescaled to these stds, without normalization
-    num_epochs: int = 200  # of each run
+    num_epochs: int = 45  # of each run, and of each of its rounds
     set: tuple[str, ...] = ()  # any other parameter of the run notebook for all runs, e.g. --set lr=0.001 decoder=mlp
     notebook: str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
     workers: int = 0  # runs at a time; 0: one per core on a CPU, one on a GPU

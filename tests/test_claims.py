@@ -18,7 +18,7 @@ from claims.run import ClaimsConfig, chosen_arms
 from claims.verdicts import CLAIMS, claims_html, claims_table
 from slotnb.core import SlotnbError
 from slotnb.runs.checkpoints import load_tensors
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.study import plan_study
 
 RESULTS = ROOT / 'reports/claims'
@@ -201,7 +201,7 @@ def test_committed_runs_are_complete(evidence):
 
 def test_defaults_are_what_the_rule_chose(evidence):
     "The rule of reports/claims/protocol.py, applied to the committed numbers, gives the library's defaults."
-    default, chosen = TrainConfig(), RECIPE | chosen_defaults(evidence.rows)
+    default, chosen = preset('version_0_1'), RECIPE | chosen_defaults(evidence.rows)
     assert {k: getattr(default, k) for k in chosen} == chosen
     cells = json.loads((ROOT / 'reports/claims.ipynb').read_text())['cells']
     texts = [''.join(o.get('data', {}).get('text/markdown', '')) for c in cells for o in c.get('outputs', [])]

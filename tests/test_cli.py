@@ -46,6 +46,8 @@ def photographs(tmp_path):
 def test_train_on_photographs(tmp_path, photographs, capsys):
     args = [
         'train',
+        '--preset',
+        'version_0_1',
         '--data_dir',
         photographs,
         '--weights',
@@ -84,6 +86,8 @@ def test_scores_on_a_grid_that_is_not_square(tmp_path, few_scenes, capsys):
     code, out, _ = slotnb(
         capsys,
         'train',
+        '--preset',
+        'version_0_1',
         '--data_dir',
         few_scenes,
         '--weights',

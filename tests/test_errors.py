@@ -53,7 +53,18 @@ def refused(result, *words):
 
 def train(data, tmp_path, *args, **kw):
     return slotnb(
-        'train', '--data_dir', data, '--save_dir', tmp_path / 'run', '--num_epochs', 1, *args, cwd=tmp_path, **kw
+        'train',
+        '--preset',
+        'version_0_1',
+        '--data_dir',
+        data,
+        '--save_dir',
+        tmp_path / 'run',
+        '--num_epochs',
+        1,
+        *args,
+        cwd=tmp_path,
+        **kw,
     )
 
 
@@ -189,4 +200,4 @@ def test_help_is_worth_reading(tmp_path):
         'save_dir',
     ):
         assert f'--{flag}' in page
-    assert 'peak learning rate' in page and '0.0004' in page
+    assert 'peak learning rate' in page and '0.002' in page

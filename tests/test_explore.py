@@ -25,12 +25,14 @@ from slotnb.fast.many_models import train_many
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_scene, hard_masks
 from slotnb.plots import colorize
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.runs.folder import RunState
 from slotnb.runs.masks import is_kept, load_tracked_masks
 from slotnb.train import fit
 
-FEW = dict(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu')
+FEW = PRESETS['version_0_1'] | dict(
+    data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=32, hidden_dim=32, device='cpu'
+)
 
 
 @pytest.fixture(scope='module')
@@ -257,7 +259,7 @@ class Decoder(nn.Module):
     )
     parts = dict(normalizer='Halve', slot_attention='Attention', decoder='Decoder')
     settings = {k: f'explorer_parts:{v}' for k, v in parts.items()}
-    run = fit(TrainConfig(**FEW | dict(num_epochs=1), **settings, save_dir=str(tmp_path / 'run')), False)
+    run = fit(TrainConfig(**FEW | settings | dict(num_epochs=1, save_dir=str(tmp_path / 'run'))), False)
     about = json.loads((run / 'config.json').read_text())
     (run / 'config.json').write_text(json.dumps(about | dict(signature='')))
     return run

@@ -17,7 +17,7 @@ from slotnb.fast.blocks import blocked_mse
 from slotnb.fast.step import fast_losses, fast_step, why_unsupported
 from slotnb.losses import SlotLoss, feature_mse
 from slotnb.model import SlotAutoencoder, build
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.slot_attention import SlotAttention
 from slotnb.train import fit, lr_at, make_optimizer, make_step, set_lr, train_step
 
@@ -95,7 +95,7 @@ def test_blocks_refuse_shapes():
 @pytest.mark.parametrize('decoder', ['attention', 'mlp'])
 def test_trains_as_the_plain_reference(decoder, engine):
     "Ten steps of the code that the benchmark compares with, in double precision: losses, gradient norms and weights."
-    config = TrainConfig(num_slots=4, slot_dim=16, decoder=decoder, hidden_dim=32, engine=engine, lr=1e-3)
+    config = preset('version_0_1', num_slots=4, slot_dim=16, decoder=decoder, hidden_dim=32, engine=engine, lr=1e-3)
     ours = build(config, 24, 20).double()
     plain = Plain(24, 20, 16, decoder, 32, 0.5).double()
     plain.load_state_dict(ours.state_dict())
@@ -117,7 +117,7 @@ def test_fifty_steps_agree(decoder):
     found = {}
     for engine in ('torch', 'fast'):
         torch.manual_seed(0)
-        config = TrainConfig(num_slots=5, slot_dim=64, decoder=decoder, hidden_dim=64, engine=engine)
+        config = preset('version_0_1', num_slots=5, slot_dim=64, decoder=decoder, hidden_dim=64, engine=engine)
         model = build(config, 64, 36)
         opt = make_optimizer(config, model.parameters())
         step, used = make_step(config, model, opt)
@@ -168,7 +168,8 @@ class OtherLoss(SlotLoss): ...
 )
 def test_only_built_in_parts_are_fast(setting, cls, tmp_path, few_scenes):
     "A subclass trains with the plain step, and config.json and result.json say why."
-    config = TrainConfig(
+    config = preset(
+        'version_0_1',
         data_dir=str(few_scenes),
         num_epochs=1,
         warmup_epochs=0,
@@ -189,8 +190,8 @@ def test_only_built_in_parts_are_fast(setting, cls, tmp_path, few_scenes):
 
 def test_fast_is_asked_for(tmp_path, few_scenes):
     "The default engine is torch, whatever the machine has; fast is recorded with what it used."
-    config = TrainConfig(
-        data_dir=str(few_scenes), num_epochs=2, warmup_epochs=0, slot_dim=64, hidden_dim=64, device='cpu'
+    config = preset(
+        'version_0_1', data_dir=str(few_scenes), num_epochs=2, warmup_epochs=0, slot_dim=64, hidden_dim=64, device='cpu'
     )
     rows = {}
     for engine in ('torch', 'fast'):

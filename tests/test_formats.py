@@ -13,10 +13,10 @@ from slotnb.core import SlotnbError
 from slotnb.data import Dataset, KubricFolders, Sample
 from slotnb.formats.convert import convert, convert_data, describe, info, info_text
 from slotnb.formats.detect import open_dataset
-from slotnb.report import build_report, load_runs, plot_masks, plot_refined
+from slotnb.report import build_report, load_runs, plot_masks, plot_objects
 from slotnb.formats.shards import write_shards
 from slotnb.sweep import score_floors
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.evaluate import evaluate
 from slotnb.train import fit
 from test_data import SEG, write
@@ -284,7 +284,8 @@ def bare_run(tmp_path_factory):
         (root / 'photos' / split).mkdir(parents=True)
         for f in sorted((DATA / split).glob('*/rgba_00000.png')):
             (root / 'photos' / split / f'{f.parent.name}.png').symlink_to(f)  # the same pixels: features are cached
-    config = TrainConfig(
+    config = preset(
+        'version_0_1',
         data_dir=str(root / 'photos'),
         save_dir=str(root / 'runs/a'),
         num_epochs=1,
@@ -311,7 +312,7 @@ def test_training_and_evaluation_without_truth(bare_run):
     scenes = list(open_dataset(config.data_dir, 'test'))
     assert (
         len(plot_masks(run_dir, scenes, [0, 2]).axes) == 2 * (2 + config.num_slots)
-        and len(plot_refined(run_dir, scenes, [0, 1]).axes) == 4
+        and len(plot_objects(run_dir, scenes, [0, 1]).axes) == 6
     )
     assert len(load_runs(run_dir.parent.parent)) == 1
     refused(lambda: build_report(run_dir.parent.parent), 'have no ground truth', 'result.json')

@@ -27,7 +27,8 @@ ALLOWED = {
     'refine': 'core',
     'baselines': 'core',
     'diagnostics': 'core losses normalizer',
-    'train': 'core diagnostics fast.step features losses model parts runs.config runs.folder runs.inputs runs.masks',
+    'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
+    'runs.inputs runs.masks',
     'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
     'runs.inputs train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs',

@@ -11,12 +11,14 @@ from slotnb.evaluate import load_run
 from slotnb.fast import many_models
 from slotnb.fast.many_models import train_many
 from slotnb.features import LazyFeatures
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.runs.folder import RunState, why_failed
 from slotnb.runs.inputs import RunData
 from slotnb.train import fit
 
-BASE = TrainConfig(data_dir=str(DATA), num_epochs=3, warmup_epochs=1, slot_dim=32, hidden_dim=32, device='cpu')
+BASE = preset(
+    'version_0_1', data_dir=str(DATA), num_epochs=3, warmup_epochs=1, slot_dim=32, hidden_dim=32, device='cpu'
+)
 # the softmax over slots cancels this bias: its gradient is rounding, which Adam turns into steps
 CANCELLED = 'slot_attention.norm_slots.bias'
 

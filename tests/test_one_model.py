@@ -15,12 +15,14 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.losses import SlotLoss, slot_cosine
 from slotnb.model import build
 from slotnb.parts import part_text
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import PRESETS, TrainConfig, preset
 from slotnb.runs.inputs import fit_normalizer, prepare
 from slotnb.slot_attention import SlotAttention, SlotOutput
 from slotnb.train import fit, make_optimizer, make_step, train_epoch, train_step
 
-SMALL = dict(data_dir=str(DATA), num_epochs=1, warmup_epochs=0, slot_dim=16, hidden_dim=16, num_slots=4, device='cpu')
+SMALL = PRESETS['version_0_1'] | dict(
+    data_dir=str(DATA), num_epochs=1, warmup_epochs=0, slot_dim=16, hidden_dim=16, num_slots=4, device='cpu'
+)
 PARTS = '''
 import torch
 from torch import nn
@@ -50,7 +52,7 @@ class Fixed(nn.Module):
     def draw(self, batch, generator=None):
         return torch.zeros(batch, *self.start.shape)
 
-    def forward(self, noise, inputs=None):
+    def forward(self, noise, inputs, feats):
         return self.start.expand_as(noise)
 
 
@@ -220,8 +222,11 @@ def test_somebody_elses_run_needs_consent(own_parts, few_scenes, monkeypatch):
 def test_parts_from_python(own_parts):
     import own_parts as own
 
-    config = TrainConfig(
-        decoder=partial(own.GeluDecoder, depth=3), loss=own.EntropyLoss(weight=0.5), optimizer=torch.optim.SGD
+    config = preset(
+        'version_0_1',
+        decoder=partial(own.GeluDecoder, depth=3),
+        loss=own.EntropyLoss(weight=0.5),
+        optimizer=torch.optim.SGD,
     )
     assert config.decoder == 'own_parts:GeluDecoder(depth=3)' and config.loss == 'own_parts:EntropyLoss(weight=0.5)'
     assert config.optimizer == 'torch.optim.sgd:SGD'

@@ -12,7 +12,7 @@ from slotnb.core import batches
 from slotnb.diagnostics import feature_stats
 from slotnb.normalizer import Moments, Normalizer
 from slotnb.features import LazyFeatures
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import preset
 from slotnb.evaluate import evaluate, outputs, predict
 from slotnb.model import build
 from slotnb.train import fit, make_optimizer, make_step
@@ -91,7 +91,7 @@ def test_batches_are_indexed_like_a_tensor():
 
 
 def test_predict_does_not_depend_on_the_parts():
-    model, feats = build(TrainConfig(slot_dim=16, hidden_dim=16), 48, 64), features(9)
+    model, feats = build(preset('version_0_1', slot_dim=16, hidden_dim=16), 48, 64), features(9)
     for a, b in zip(predict(model, feats, 0, 9), predict(model, LazyFeatures(feats), 0, 2)):
         torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-5)
     assert [len(x) for x in (out.recon for out in outputs(model, feats, 0, 4))] == [4, 4, 1]
@@ -107,7 +107,8 @@ def test_streamed_run_equals_one_in_memory(tmp_path, monkeypatch, normalizer, fe
         within = train_module.load_if_fits
         monkeypatch.setattr(train_module, 'load_if_fits', lambda *a: kinds.append(within(*a)) or kinds[0])
         run_dir = fit(
-            TrainConfig(
+            preset(
+                'version_0_1',
                 data_dir=str(DATA),
                 save_dir=str(tmp_path / str(room)),
                 num_epochs=2,
@@ -153,7 +154,8 @@ def test_memory_is_flat_in_scenes():
 
 
 def test_skipped_samples_are_said_once(tmp_path, few_scenes, capsys):
-    config = TrainConfig(
+    config = preset(
+        'version_0_1',
         data_dir=str(few_scenes),
         save_dir=str(tmp_path / 'run'),
         num_epochs=1,
@@ -176,7 +178,7 @@ def test_memory_of_a_step_grows_linearly(decoder, what, sizes):
 
     def peak(n):
         tokens, slots = (n, 11) if what == 'tokens' else (256, n)
-        config = TrainConfig(device='cpu', decoder=decoder, hidden_dim=32, num_slots=slots)
+        config = preset('version_0_1', device='cpu', decoder=decoder, hidden_dim=32, num_slots=slots)
         model = build(config, 48, tokens)
         step, _ = make_step(config, model, make_optimizer(config, model.parameters()))
         feats, noise = torch.randn(2, tokens, 48), model.init.draw(2)

@@ -11,7 +11,15 @@ from slotnb.report import build_report, load_runs
 from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
 NOTEBOOK = str(ROOT / 'reports/backbone_run.ipynb')
-TINY = (f'data_dir={DATA}', 'slot_dim=32', 'hidden_dim=32', 'warmup_epochs=1')
+TINY = (
+    'layer=-1',
+    'resolution=spec',
+    'grid_size=spec',
+    f'data_dir={DATA}',
+    'slot_dim=32',
+    'hidden_dim=32',
+    'warmup_epochs=1',
+)
 
 
 def assert_tables_agree(notebook: Path, folder: Path):
@@ -60,6 +68,7 @@ def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
         '12 fixed blocks',
         'ground truth on the grid',
         'k-means on dinov2_vits14',
+        'spectral clustering on dinov2_vits14',
         'k-means on RANDOM WEIGHTS dino_vits16',
     } == set(pd.read_csv(runs_dir / 'floors.csv').method)
 

@@ -15,10 +15,12 @@ from slotnb.core import SlotnbError, write_json
 from slotnb.evaluate import evaluate, load_run
 from slotnb.model import build
 from slotnb.runs.checkpoints import load_tensors, warm_start
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.train import fit
 
-SMALL = dict(data_dir=str(DATA), num_epochs=12, warmup_epochs=2, slot_dim=64, hidden_dim=64, device='cpu')
+SMALL = PRESETS['version_0_1'] | dict(
+    data_dir=str(DATA), num_epochs=12, warmup_epochs=2, slot_dim=64, hidden_dim=64, device='cpu'
+)
 # trains, and kills itself after the row of an epoch is written and before its state is saved
 CODE = """
 import os, signal, sys

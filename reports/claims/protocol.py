@@ -26,6 +26,11 @@ import pandas as pd
 from slotnb.study import Arm, paired
 
 RECIPE = dict(
+    layer='-1',
+    resolution='spec',
+    grid_size='spec',
+    optimizer='adam',
+    flip=False,
     normalizer='instance',
     projection='mlp',
     num_slots=11,

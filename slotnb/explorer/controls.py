@@ -61,7 +61,7 @@ def _boxes():
         return kind(description=description, tooltip=tooltip, **shape, **kw)
 
     views = [('one scene', 'scene'), ('two runs', 'runs'), ('training', 'training')]
-    sources = [('decoder', 'masks'), ('slot attention', 'attn'), ('slot attention, refined', 'refined')]
+    sources = [('decoder', 'masks'), ('slot attention', 'attn'), ('merged', 'merged'), ('merged, refined', 'refined')]
     powers = dict(base=2, min=-5, max=3, step=0.125, readout_format='.2f')
     return dict(
         view=w.ToggleButtons(options=views, style=dict(button_width='auto')),

@@ -37,7 +37,7 @@ class State:
     patch: int = -1  # selected patch, row by row; -1 is the center
     epoch: int = -1  # of the training view; -1 is the last
 
-    views, sources = ('scene', 'runs', 'training'), ('masks', 'attn', 'refined')
+    views, sources = ('scene', 'runs', 'training'), ('masks', 'attn', 'merged', 'refined')
 
     @classmethod
     def read(

@@ -23,10 +23,10 @@ from .state import State, find_scenes
 from ..features import extract
 from ..metrics import hard_masks
 from ..model import ModelOutput
-from ..normalizer import Normalizer
+from ..normalizer import LinearSpace, Normalizer
 from ..parts import is_custom
 from ..plots import pca_rgb
-from ..refine import refine_masks
+from ..refine import merge_slots, refine_masks
 from ..runs.inputs import frozen_backbone, prepare
 
 # %% ../../nbs/explorer/viewer.ipynb #viewer-7
@@ -71,6 +71,8 @@ def _fixed_settings(config, model):
     "Settings that cannot change after training: the reason of each."
     custom = [k for k in ('slot_init', 'slot_attention', 'decoder') if is_custom(getattr(config, k))]
     found = dict(num_slots=f'its {custom[0]} is custom') if custom else {}
+    if config.normalizer in LinearSpace.kinds:
+        found['normalizer'] = f'{config.normalizer} maps features to a space of its own'
     if config.slot_init == 'learned':
         found |= dict(num_slots='its slots are learned', seed='its slots are learned')
     if not hasattr(model.slot_attention, 'num_iters'):
@@ -170,7 +172,7 @@ class Viewer:
         m.slot_attention.num_iters = 1
         target = m.target(x)
         inputs = m.project(target)
-        slots = m.init(noise, inputs)
+        slots = m.init(noise, inputs, target)
         for _ in range(num_iters):
             slots, attn, logits = m.slot_attention(inputs, slots)
             iterations.append(attn[0])
@@ -193,8 +195,12 @@ class Viewer:
         else:
             out, iterations = self._iterate(x, noise, s['num_iters'])
         soft, size = (out.masks if state.source == 'masks' else out.attn)[0], sample.image.shape[:2]
-        refined = state.source == 'refined'
-        labels = refine_masks(sample.image, soft, grid=self.grid) if refined else hard_masks(soft, size, self.grid)
+        if state.source in ('merged', 'refined'):
+            soft = merge_slots(soft, x[0], self.grid)
+        if state.source == 'refined':
+            labels = refine_masks(sample.image, soft, grid=self.grid)
+        else:
+            labels = hard_masks(soft, size, self.grid)
         return SceneOutput(sample, raw, x[0], out.target[0], out, iterations, soft, labels, self.grid)
 
     def _pca(self, index, kind):

@@ -68,7 +68,7 @@ def fast_losses(
     with torch.autocast(feats.device.type, torch.bfloat16, enabled=precision == 'bf16'):
         target = model.target(feats).to(feats.dtype)
         inputs = model.project(target).to(feats.dtype)
-    start = model.init(noise, inputs)
+    start = model.init(noise, inputs, target)
     if 'slot_attention' in compiled:
         slots, _, logits = cpu.slot_attention(model.slot_attention, inputs, start)
     else:

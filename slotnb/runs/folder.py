@@ -100,11 +100,9 @@ def _write_rows(path, rows):
 def epochs_done(
     config: TrainConfig,
 ) -> int:
-    "Number of epochs in a run's metrics.csv."
-    try:
-        return max(0, (config.run_dir / 'metrics.csv').read_bytes().count(b'\n') - 1)
-    except FileNotFoundError:
-        return 0
+    "Number of epochs in a run's metrics.csv, those of all rounds together."
+    files = [c.run_dir / 'metrics.csv' for c in config.round_configs]
+    return sum(max(0, f.read_bytes().count(b'\n') - 1) for f in files if f.exists())
 
 # %% ../../nbs/runs/folder.ipynb #c9c4505f
 def mark_failed(

@@ -20,7 +20,7 @@ from ..core import SlotnbError, generator
 from ..data import Dataset
 from ..features import LazyFeatures, extract
 from ..formats.detect import open_dataset
-from ..normalizer import Moments, Normalizer
+from ..normalizer import LinearSpace, Moments, Normalizer
 from ..parts import make_part
 from .config import TrainConfig
 
@@ -41,17 +41,7 @@ def frozen_backbone(
     config,  # `TrainConfig`, or anything with the same fields
 ) -> ViTBackbone:
     "The backbone that a configuration describes."
-    return ViTBackbone(
-        config.backbone,
-        config.weights,
-        config.layer,
-        config.final_norm,
-        config.resolution,
-        config.grid_size,
-        config.device,
-        config.facet,
-        config.precision,
-    )
+    return ViTBackbone(**config.backbone_args)
 
 
 def open_split(
@@ -100,6 +90,7 @@ def prepare(
 
 # %% ../../nbs/runs/inputs.ipynb #c5afd157
 NORMALIZERS = {kind: partial(Normalizer, kind) for kind in Normalizer.kinds}
+NORMALIZERS |= {kind: partial(LinearSpace, kind) for kind in LinearSpace.kinds}
 
 
 def make_normalizer(
@@ -107,18 +98,19 @@ def make_normalizer(
     feat_dim: int,  # channels of the features
 ) -> nn.Module:
     "The normalizer that a configuration names, not fitted."
-    return make_part('normalizer', config.normalizer, NORMALIZERS, feat_dim=feat_dim)
+    return make_part('normalizer', config.normalizer, NORMALIZERS, feat_dim=feat_dim, dim=config.space_dim)
 
 
 def fit_normalizer(
     config: TrainConfig,
     data: RunData,
     device: torch.device | str = 'cpu',  # where it normalizes
+    segments: Tensor | None = None,  # (s n) of the training scenes, for a normalizer that uses them
 ) -> nn.Module:
     "The normalizer of a run, fitted on the training scenes without the held-out ones."
     norm = make_normalizer(config, data.train.shape[-1])
     if hasattr(norm, 'fit'):
-        norm.fit(data.train)
+        norm.fit(data.train) if segments is None else norm.fit(data.train, segments)
     return norm.to(device)
 
 
@@ -133,12 +125,13 @@ def load_if_fits(
     "Tensors if they fit in memory (`IN_MEMORY`; on a GPU half of what is free), else `LazyFeatures`."
     sets = [LazyFeatures(d, norm, device=device) for d in (data.train, data.val)]
     room = torch.cuda.mem_get_info(device)[0] // 2 if device.type == 'cuda' else IN_MEMORY
-    fits = 4 * math.prod(data.train_and_val.shape) <= room
+    fits = 4 * sum(math.prod(s.shape) for s in sets) <= room
     return tuple(s.load() if fits else s for s in sets)
 
 # %% ../../nbs/runs/inputs.ipynb #c3cb9a78
 NOT_OF_DATA = (  # settings that do not change what `prepare` returns
-    'save_dir normalizer num_slots projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std '
+    'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
+    'slot_init slot_std '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
     'warmup_epochs num_epochs clip_norm train_precision engine seed'
 ).split()

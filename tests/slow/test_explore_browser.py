@@ -21,7 +21,7 @@ from slotnb.explorer.server import _free_port, _listens
 from slotnb.explorer.state import State
 from slotnb.explorer.viewer import Viewer, one_thread, shrink
 from slotnb.explorer.views import NUMBERS, Picture
-from slotnb.runs.config import TrainConfig
+from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.train import fit
 
 LONG = 240_000  # milliseconds; the machine may be slow and busy
@@ -32,7 +32,7 @@ SHOTS = ROOT / 'tests/_artifacts'
 def runs(tmp_path_factory):
     "Two short runs, in folders as a sweep makes them."
     folder = tmp_path_factory.mktemp('explore') / 'runs'
-    few = dict(
+    few = PRESETS['version_0_1'] | dict(
         data_dir=str(DATA), num_epochs=3, warmup_epochs=1, batch_size=6, slot_dim=64, hidden_dim=64, device='cpu'
     )
     with one_thread():
