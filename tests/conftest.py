@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,15 @@ def run_notebook(path):
 def same_draws():
     "What a test draws without a seed of its own is the same in every run."
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope='module')
+def ctrl_c():
+    """Ctrl-C interrupts this process and those that tests start. Shells let jobs in the background ignore it, and
+    processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
