@@ -12,9 +12,9 @@ def names_on_pages(
     names,  # nbdev's table of a package: module: name with its module: (address, file, address of the file)
     module,  # that of the page which is made; '' if its notebook exports none
 ):  # name, with and without its module: the same three
-    """Where the site explains each name. Pages have a heading for every public function and class: a method leads to its
-    class, and a private name leads nowhere. Of equal names of several modules the page's own comes first, then that of
-    the least nested module."""
+    """Where the site explains each name. Pages have a heading for every public function and class: a method leads to
+    its class, and a private name leads nowhere. Of equal names of several modules the page's own comes first, then
+    that of the least nested module."""
     found = {}
     for mod in sorted(names, key=lambda m: (m != module, m.count('.'))):
         for name, (address, *source) in names[mod].items():
