@@ -5,6 +5,25 @@ import os
 import re
 from contextlib import redirect_stdout
 from pathlib import Path
+from unittest.mock import patch
+
+
+def names_on_pages(
+    names,  # nbdev's table of a package: module: name with its module: (address, file, address of the file)
+    module,  # that of the page which is made; '' if its notebook exports none
+):  # name, with and without its module: the same three
+    """Where the site explains each name. Pages have a heading for every public function and class: a method leads to
+    its class, and a private name leads nowhere. Of equal names of several modules the page's own comes first, then
+    that of the least nested module."""
+    found = {}
+    for mod in sorted(names, key=lambda m: (m != module, m.count('.'))):
+        for name, (address, *source) in names[mod].items():
+            short = name.removeprefix(f'{mod}.')
+            if not short.startswith('_'):
+                page, anchor = address.split('#')
+                for n in (short, name):
+                    found.setdefault(n, (f"{page}#{anchor.split('.')[0]}", *source))
+    return found
 
 
 def pages_of_modules(
@@ -52,10 +71,15 @@ def for_readers(
     os.environ['IN_TEST'] = '1'
     from execnb.nbio import nb2str, read_nb
     from nbdev.config import get_config
+    from nbdev.doclinks import NbdevLookup
     from nbdev.processors import FilterDefaults
 
     nb, cfg = read_nb(path), get_config(path=path.parent)
-    with redirect_stdout(io.StringIO()):
+    exported = re.search(r'^#\| *default_exp +(\S+)', '\n'.join(c.source for c in nb.cells), re.M)
+    lookup, lib = NbdevLookup(), cfg.lib_path.name  # its table is kept, so that every later lookup finds the same
+    names = names_on_pages(lookup.entries[lib]['syms'], f'{lib}.{exported[1]}' if exported else '')
+    others = {n: where for n, where in lookup.syms.items() if where[1].split('/')[0] != lib}
+    with redirect_stdout(io.StringIO()), patch.dict(lookup.syms, others | names, clear=True):
         FilterDefaults()(nb)
     nb.metadata.pop('widgets', None)
     where = cfg.config_path, f'{cfg.doc_host}{cfg.doc_baseurl}/', path.parent

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,10 +31,15 @@ def pytest_sessionstart(session):
 
 
 def run_notebook(path):
-    "Run a notebook as nbdev_test does."
+    "Run a notebook as nbdev_test does, with modules found in the working directory first, as Jupyter finds them."
     from nbdev.test import test_nb
 
-    ok, _ = test_nb(path, basepath=ROOT, showerr=True)
+    before = sys.path[:]
+    sys.path.insert(0, '')
+    try:
+        ok, _ = test_nb(path, basepath=ROOT, showerr=True)
+    finally:
+        sys.path[:] = before
     assert ok, f'{path.name} fails; see the traceback above'
 
 
@@ -43,13 +49,27 @@ def same_draws():
     torch.manual_seed(0)
 
 
+@pytest.fixture(scope='module')
+def ctrl_c():
+    """Ctrl-C interrupts this process and those that tests start. Shells let jobs in the background ignore it, and
+    processes inherit that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def copy_scenes(folder, **splits):
+    "The first scenes of every split, so many of each; returns `folder`."
+    for split, n in splits.items():
+        for scene in sorted((DATA / split).glob('scene_*'))[:n]:
+            shutil.copytree(scene, folder / split / scene.name)
+    return folder
+
+
 @pytest.fixture
 def few_scenes(tmp_path):
     "A data_dir with eight training and two test scenes, to be damaged freely."
-    for split, n in dict(train=8, test=2).items():
-        for scene in sorted((DATA / split).glob('scene_*'))[:n]:
-            shutil.copytree(scene, tmp_path / 'data' / split / scene.name)
-    return tmp_path / 'data'
+    return copy_scenes(tmp_path / 'data', train=8, test=2)
 
 
 def find_chromium():

@@ -3,10 +3,11 @@
 import re
 import numpy as np
 import pandas as pd
-from conftest import DATA, ROOT
+from conftest import ROOT, copy_scenes
 from claims import run
 from claims.evidence import Evidence
 from claims.pages import NOTEBOOKS, build_pages
+from claims.protocol import PICTURES
 from claims.rules import PART
 from claims.run import ClaimsConfig, measure_claims
 from claims.verdicts import claims_table
@@ -15,14 +16,14 @@ RESULTS = ROOT / 'reports/claims'
 
 
 def test_a_small_study(tmp_path, monkeypatch):
-    "Two seeds, two epochs: trained, written, judged, and not trained again."
+    "Some scenes, two seeds, two epochs: trained, written, judged, and not trained again."
     config = ClaimsConfig(
         out=str(tmp_path / 'out'),
         runs_dir=str(tmp_path / 'runs'),
         only=('target',),
         seed=(0, 1),
         num_epochs=2,
-        data_dir=str(DATA),
+        data_dir=str(copy_scenes(tmp_path / 'data', train=12, test=max(PICTURES) + 1)),
         device='cpu',
     )
     assert measure_claims(config, show_progress=False) == {}

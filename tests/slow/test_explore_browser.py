@@ -64,10 +64,9 @@ def end(process):
         process.wait()
 
 
-def wait_for(ready, process, log, seconds=240):
-    stop = time.monotonic() + seconds
+def wait_for(ready, process, log):
     while not ready():
-        assert process.poll() is None and time.monotonic() < stop, log.read_text()
+        assert process.poll() is None, log.read_text()
         time.sleep(0.2)
 
 
@@ -335,7 +334,7 @@ def test_in_jupyterlab(lab, page, viewers):
 
 
 @pytest.fixture(scope='module')
-def served(runs):
+def served(ctrl_c, runs):
     "`slotnb explore`, and the link that it prints."
     log = runs.parent / 'explore.log'
     process = subprocess.Popen(
@@ -378,4 +377,4 @@ def test_as_a_page(served, page, viewers):
         c for c in page.errors if '/voila/api/shutdown/' not in c
     ]  # with a token Voila refuses the page's request to end its kernel; such kernels are culled
     process.send_signal(signal.SIGINT)  # what Ctrl-C sends
-    assert process.wait(60) == 0 and not _listens(int(re.search(r':(\d+)/', link)[1]))
+    assert process.wait() == 0 and not _listens(int(re.search(r':(\d+)/', link)[1]))
