@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from .core import SlotnbError, atomic_path, batches, generator, read_json, write_json
-from .diagnostics import collapse, feature_stats, means, slot_stats
+from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
@@ -105,11 +105,16 @@ def _common_space(run, raw, out):
 def _score(scenes, out, merged, grid):
     "Scores of a batch of scenes: slot attention's masks, the decoder's, the merged ones, and those after refinement."
     refined = [refine_masks(s.image, m, grid=grid) for s, m in zip(scenes, merged)]
+    outcomes = [
+        dict(scene=s.name, frame=s.frame) | {f'{k}_refined': v for k, v in object_outcomes(s.segmentation, x).items()}
+        for s, x in zip(scenes, refined)
+    ]
     return [
         evaluate_masks(scenes, out.attn, 'attn', grid),
         evaluate_masks(scenes, out.masks, 'masks', grid),
         evaluate_masks(scenes, merged, 'merged', grid),
         evaluate_labels(scenes, refined, 'refined'),
+        pd.DataFrame(outcomes),
     ]
 
 

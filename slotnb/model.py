@@ -39,31 +39,28 @@ class LearnedTarget(nn.Module):
 # %% ../nbs/08_model.ipynb #c9be6047
 @torch.no_grad()
 def identity_(
-    model: 'SlotAutoencoder',  # changed in place; projection 'position', slot_attention 'standard', decoder 'linear'
+    model: 'SlotAutoencoder',  # on the CPU, changed in place; parts other than the recipe's keep their weights
     gain: float = 1.5,  # of query and key: how sharp the attention is
     position: float = 2.0,  # weight of the position, in units of the features' std
 ) -> 'SlotAutoencoder':  # the same model
-    "Start from the identity: query = key, decoder = transpose of the projection, and a little noise."
+    "Start from the identity: query = key, decoder = transpose of the projection `PositionProjection`, a little noise."
     project, attention, decoder = model.project, model.slot_attention, model.decoder
-    parts = zip((project, attention, decoder), (PositionProjection, SlotAttention, LinearDecoder))
-    if wrong := [type(part).__name__ for part, needed in parts if not isinstance(part, needed)]:
-        raise SlotnbError(
-            f"weight_init 'identity' needs projection 'position', slot_attention 'standard' and decoder 'linear', "
-            f'not {wrong[0]}; use weight_init xavier'
-        )
-    (feat_dim, slot_dim), device = decoder.linear.weight.shape, decoder.linear.weight.device
+    if isinstance(attention, SlotAttention):
+        for linear, scale in ((attention.to_q, gain), (attention.to_k, gain), (attention.to_v, 1.0)):
+            linear.weight.copy_(scale * torch.eye(len(linear.weight)))
+    if not isinstance(project, PositionProjection):
+        return model
+    slot_dim, feat_dim = len(project.linear.weight), project.linear.weight.shape[1] - 2
     if slot_dim < 3:
         raise SlotnbError(f"weight_init 'identity' needs slot_dim of at least 3, not {slot_dim}")
     used = min(feat_dim, slot_dim - 2)  # channels of a slot for features; the next two hold the position
     basis = torch.eye(feat_dim, used) if used == feat_dim else nn.init.orthogonal_(torch.empty(feat_dim, used))
-    basis = basis.to(device)  # (feat_dim, used), orthonormal columns
     nn.init.normal_(project.linear.weight, std=0.01)
     project.linear.weight[:used, :feat_dim] += basis.T
-    project.linear.weight[used : used + 2, feat_dim:] += position * torch.eye(2, device=device)
-    nn.init.normal_(decoder.linear.weight, std=0.02)
-    decoder.linear.weight[:, :used] += basis
-    for linear, scale in ((attention.to_q, gain), (attention.to_k, gain), (attention.to_v, 1.0)):
-        linear.weight.copy_(scale * torch.eye(slot_dim))
+    project.linear.weight[used : used + 2, feat_dim:] += position * torch.eye(2)
+    if isinstance(decoder, LinearDecoder):
+        nn.init.normal_(decoder.linear.weight, std=0.02)
+        decoder.linear.weight[:, :used] += basis
     return model
 
 # %% ../nbs/08_model.ipynb #cell-5

@@ -8,6 +8,7 @@ __all__ = ['PALETTE', 'palette', 'colorize', 'overlay', 'match_colors', 'panels'
 
 # %% ../nbs/appendix/plots.ipynb #cell-2
 import math
+from itertools import cycle
 from typing import Iterable, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
@@ -87,13 +88,16 @@ def panels(
     titles: Sequence[str] = (),  # one per image, or fewer
     cols: int | None = None,  # panels per row; None: all in one row
     size: float = 1.6,  # inches per panel
+    rows: Sequence[str] = (),  # labels of the rows, repeated from the top
 ) -> Figure:
     "Draw images side by side, without interpolation."
     cols = cols or len(images)
-    rows = math.ceil(len(images) / cols)
-    height = rows * (size + (0.25 if titles else 0))
-    fig, axs = plt.subplots(rows, cols, figsize=(cols * size, height), squeeze=False, layout='constrained')
+    num_rows = math.ceil(len(images) / cols)
+    height = num_rows * (size + (0.25 if titles else 0))
+    fig, axs = plt.subplots(num_rows, cols, figsize=(cols * size, height), squeeze=False, layout='constrained')
     plt.close(fig)
+    for ax, label in zip(axs[:, 0], cycle(rows)):
+        ax.set_ylabel(label, fontsize=8)
     for ax in axs.flat:
         ax.set(xticks=[], yticks=[])
         ax.spines[:].set_visible(False)

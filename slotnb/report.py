@@ -48,7 +48,7 @@ def _label(book):
     )
 
 # %% ../nbs/appendix/report.ipynb #cell-8
-_PERCENT = ('fg_ari', 'ari', 'mbo', 'miou', 'best_overlap')
+_PERCENT = tuple('fg_ari ari mbo miou best_overlap found_ split_ merged_refined lost_'.split())
 
 
 def results_table(
@@ -214,7 +214,8 @@ def plot_objects(
     rows = [
         columns[start + j][i] for start in range(0, len(ids), cols) for i in range(len(columns[0])) for j in range(cols)
     ]
-    return _mark(panels(rows, cols=cols), [_label(book)])
+    labels = ('image', 'ground truth', 'slots, merged', 'refined') if truth else ('image', 'slots, merged', 'refined')
+    return _mark(panels(rows, cols=cols, rows=labels), [_label(book)])
 
 
 def plot_rounds(
@@ -229,7 +230,8 @@ def plot_rounds(
         book, masks, grid = _test_masks(folder, 'merged')
         rows += [_colored(s, hard_masks(m, s.image.shape[:2], grid)) for s, m in zip(chosen, masks[ids])]
     truth = [overlay(s.image, s.segmentation) for s in chosen if s.segmentation is not None]
-    return _mark(panels([s.image for s in chosen] + truth + rows, cols=len(ids)), [_label(book)])
+    labels = ['image'] + ['ground truth'] * bool(truth) + [f'round {i + 1}' for i in range(len(rows) // len(ids))]
+    return _mark(panels([s.image for s in chosen] + truth + rows, cols=len(ids), rows=labels), [_label(book)])
 
 # %% ../nbs/appendix/report.ipynb #bcb94d3c
 def plot_materials(

@@ -26,7 +26,7 @@ ALLOWED = {
     'metrics': 'core',
     'refine': 'core',
     'baselines': 'core',
-    'diagnostics': 'core losses normalizer',
+    'diagnostics': 'core losses metrics normalizer',
     'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
     'runs.inputs runs.masks',
     'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '

@@ -28,10 +28,10 @@ def assert_tables_agree(notebook: Path, folder: Path):
     pages = [''.join(o['data']['text/html']) for o in outputs if 'text/html' in o.get('data', {})]
     shown = [[unescape(x) for x in re.findall(r'<td>(.*?)</td>', page, re.S)] for page in pages]
     files = sorted(folder.glob('results*.csv'))
-    assert {'results', 'results_floors', 'results_refined', 'results_engines'} <= {p.stem for p in files}
+    assert {'results', 'results_objects', 'results_engines'} <= {p.stem for p in files}
     for p in files:
         table = pd.read_csv(p, dtype=str, keep_default_na=False)
-        num_keys = dict(results_floors=1, results_engines=3).get(p.stem, 2)
+        num_keys = dict(results_engines=3).get(p.stem, 2)
         cells = table.iloc[:, num_keys:].to_numpy().ravel().tolist()
         assert cells in shown, f'{p.name} is not shown by {notebook.name}; make report writes both'
     runs = pd.read_csv(folder / 'runs.csv')

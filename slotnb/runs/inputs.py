@@ -114,7 +114,7 @@ def fit_normalizer(
     return norm.to(device)
 
 
-IN_MEMORY = 128 * 2**20  # bytes of normalized features that are kept in memory on a CPU
+IN_MEMORY = 256 * 2**20  # bytes of normalized features that are kept in memory on a CPU
 
 
 def load_if_fits(
