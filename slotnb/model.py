@@ -13,9 +13,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .core import SlotnbError, check_shape, generator
-from .decoder import AttentionDecoder, LinearDecoder, MLPDecoder
+from .decoder import AttentionDecoder, DecoderOutput, LinearDecoder, MLPDecoder
 from .parts import make_part
 from .slot_attention import FarthestInit, InputProjection, PositionProjection, SlotAttention, SlotInit, xavier_
+from .variants.attention import BilevelSlotAttention, ImplicitSlotAttention
+from .variants.attention import MultiHeadSlotAttention, WeightedSumSlotAttention
+from .variants.decoders import SlotMixerDecoder, TopKDecoder, TransformerDecoder
 
 # %% ../nbs/08_model.ipynb #target-new
 class LearnedTarget(nn.Module):
@@ -74,9 +77,22 @@ class ModelOutput(NamedTuple):
     target: Tensor  # (b n d) what `recon` should be
 
 
-SLOT_ATTENTIONS = dict(standard=SlotAttention)
+SLOT_ATTENTIONS = dict(
+    standard=SlotAttention,
+    multihead=MultiHeadSlotAttention,
+    weighted_sum=WeightedSumSlotAttention,
+    implicit=ImplicitSlotAttention,
+    bilevel=BilevelSlotAttention,
+)
 SLOT_INITS = {kind: partial(SlotInit, kind=kind) for kind in SlotInit.kinds} | dict(farthest=FarthestInit)
-DECODERS = dict(attention=AttentionDecoder, mlp=MLPDecoder, linear=LinearDecoder)
+DECODERS = dict(
+    attention=AttentionDecoder,
+    mlp=MLPDecoder,
+    linear=LinearDecoder,
+    mlp_top_k=TopKDecoder,
+    slot_mixer=SlotMixerDecoder,
+    transformer=TransformerDecoder,
+)
 PROJECTIONS = (*InputProjection.kinds, 'position')
 
 
@@ -94,7 +110,7 @@ class SlotAutoencoder(nn.Module):
         slot_dim: int = 128,  # width of a slot
         num_iters: int = 3,  # iterations of slot attention
         slot_init: str = 'random',  # 'random', 'learned', 'kmeans', 'farthest', or your own as module:Class(...)
-        decoder: str = 'attention',  # 'attention', 'mlp', 'linear', or your own
+        decoder: str = 'attention',  # a name of `DECODERS`, or your own
         hidden_dim: int = 512,  # of the decoder's MLP
         mask_temperature: float = 1.0,  # of the decoder's masks
         projection: str = 'mlp',  # 'mlp', 'linear' or 'bare' of `InputProjection`, or 'position'
@@ -103,7 +119,7 @@ class SlotAutoencoder(nn.Module):
         pos_std: float = 0.02,  # initial std of the MLP decoder's position embedding
         weight_init: str = 'xavier',  # 'xavier', 'torch' for PyTorch's own, or 'identity', see `identity_`
         target: str = 'feats',  # 'feats'; 'learned' and 'learned_instance' train a `LearnedTarget`
-        slot_attention: str = 'standard',  # 'standard', or your own
+        slot_attention: str = 'standard',  # a name of `SLOT_ATTENTIONS`, or your own
     ):
         super().__init__()
         square = isinstance(num_patches, int)
@@ -153,8 +169,18 @@ class SlotAutoencoder(nn.Module):
         inputs = self.project(target).to(feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
             slots, attn, logits = self.slot_attention(inputs, self.init(noise, inputs, target))
-        recon, masks = self.decoder(slots, logits)
+        recon, masks = self.decode(slots, logits, target)
         return ModelOutput(recon.to(feats.dtype), slots, attn, masks.to(feats.dtype), target)
+
+    def decode(
+        self,
+        slots: Tensor,  # (b k d)
+        logits: Tensor,  # (b k n) of slot attention
+        target: Tensor,  # (b n d), which only an autoregressive decoder gets
+    ) -> DecoderOutput:
+        "Reconstruction and masks of the decoder."
+        known = (target,) if getattr(self.decoder, 'autoregressive', False) else ()
+        return self.decoder(slots, logits, *known)
 
 
 def build(

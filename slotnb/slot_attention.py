@@ -194,12 +194,28 @@ class SlotAttention(nn.Module):
         check_shape(slots, f'{inputs.shape[0]} k {inputs.shape[2]}', 'slots')
         x = self.norm_inputs(inputs)
         for _ in range(self.num_iters):
-            query = self.to_q(self.norm_slots(slots)) @ self.to_k.weight  # the key projection, applied to the query
-            mean, logits = inverted_attention(query / self.temperature, x, x)
-            updates = self.to_v(mean)  # the value projection, applied to the weighted mean
-            slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
-            slots = slots + self.mlp(self.norm_mlp(slots))
+            slots, logits = self.step(slots, x)
         return SlotOutput(slots, logits.softmax(1), logits)
+
+    def step(
+        self,
+        slots: Tensor,  # (b k d)
+        x: Tensor,  # (b n d) inputs after `norm_inputs`
+    ) -> tuple[Tensor, Tensor]:  # slots (b k d) and logits (b k n)
+        "One iteration."
+        updates, logits = self.attend(self.norm_slots(slots), x)
+        slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
+        return slots + self.mlp(self.norm_mlp(slots)), logits
+
+    def attend(
+        self,
+        slots: Tensor,  # (b k d) after `norm_slots`
+        x: Tensor,  # (b n d) inputs after `norm_inputs`
+    ) -> tuple[Tensor, Tensor]:  # updates (b k d) and logits (b k n)
+        "The competition of the slots for the inputs."
+        query = self.to_q(slots) @ self.to_k.weight  # the key projection, applied to the query
+        mean, logits = inverted_attention(query / self.temperature, x, x)
+        return self.to_v(mean), logits  # the value projection, applied to the weighted mean
 
 # %% ../nbs/05_slot_attention.ipynb #cell-16
 def xavier_(

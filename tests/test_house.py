@@ -22,7 +22,7 @@ ALLOWED = {
     'slot_attention': 'core',
     'decoder': 'core slot_attention',
     'losses': '',
-    'model': 'core decoder parts slot_attention',
+    'model': 'core decoder parts slot_attention variants.attention variants.decoders',
     'metrics': 'core',
     'refine': 'core',
     'baselines': 'core',
@@ -45,6 +45,9 @@ ALLOWED = {
     'fast.step': 'decoder fast.blocks fast.cpu fast.graphs losses model slot_attention',
     'fast.many_models': 'core diagnostics fast.graphs fast.step features losses model runs.config runs.folder '
     'runs.inputs runs.masks train',
+    # variants
+    'variants.attention': 'core slot_attention',
+    'variants.decoders': 'core decoder slot_attention',
     # formats
     'formats.images': 'core data',
     'formats.shards': 'core data formats.images',

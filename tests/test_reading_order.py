@@ -48,6 +48,7 @@ def test_the_core_is_numbered_in_the_order_of_reading():
 def test_each_section_holds_its_own_folder():
     folder_of = {
         'Core': 'nbs',
+        'Variants': 'nbs/variants',
         'Explorer': 'nbs/explorer',
         'Formats': 'nbs/formats',
         'Scenes': 'nbs/scenes',

@@ -176,7 +176,7 @@ class Viewer:
         for _ in range(num_iters):
             slots, attn, logits = m.slot_attention(inputs, slots)
             iterations.append(attn[0])
-        recon, masks = m.decoder(slots, logits)
+        recon, masks = m.decode(slots, logits, target)
         return ModelOutput(recon, slots, attn, masks, target), iterations
 
     @torch.no_grad()

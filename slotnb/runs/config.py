@@ -80,14 +80,14 @@ class TrainConfig(FeatureSettings):
     num_slots: int = 11  # slots per image
     # from features to slots: mlp (LayerNorm, two layers), linear (LayerNorm, one layer), bare (two layers), position
     projection: str = 'position'
-    slot_attention: str = 'standard'  # standard (Locatello et al. 2020), or your own
+    slot_attention: str = 'standard'  # standard, multihead, weighted_sum, implicit, bilevel, or your own
     slot_dim: int = 64  # channels of a slot
     num_iters: int = 3  # iterations of slot attention
     # of slot attention's softmax; the masks of the attention decoder are divided by both temperatures
     attn_temperature: float = 1.0
     slot_init: str = 'farthest'  # random, learned, kmeans, farthest (with a background slot), or your own
     slot_std: float = 1.0  # initial std of random slots
-    decoder: str = 'linear'  # attention, mlp, linear, or your own
+    decoder: str = 'linear'  # attention, mlp, linear, mlp_top_k, slot_mixer, transformer, or your own
     hidden_dim: int = 512  # of the decoder's MLP
     pos_std: float = 0.02  # initial std of the MLP decoder's position embedding
     mask_temperature: float = 1.0  # of the decoder's masks
