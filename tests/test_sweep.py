@@ -10,16 +10,9 @@ from conftest import DATA, ROOT
 from slotnb.report import build_report, load_runs
 from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
+SMALL = dict(layer='-1', resolution='spec', grid_size='spec', data_dir=str(DATA), slot_dim=32, hidden_dim=32)
 NOTEBOOK = str(ROOT / 'reports/backbone_run.ipynb')
-TINY = (
-    'layer=-1',
-    'resolution=spec',
-    'grid_size=spec',
-    f'data_dir={DATA}',
-    'slot_dim=32',
-    'hidden_dim=32',
-    'warmup_epochs=1',
-)
+TINY = (*(f'{k}={v}' for k, v in SMALL.items()), 'warmup_epochs=1')
 
 
 def assert_tables_agree(notebook: Path, folder: Path):
@@ -84,8 +77,8 @@ def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     assert set(pd.read_csv(tmp_path / 'out/report/results_engines.csv').engine) == {'torch, fp32'}
 
 
-def test_continues_after_a_failed_run(tmp_path):
-    settings = dict(data_dir=str(DATA), slot_dim=32, hidden_dim=32, warmup_epochs=1, num_epochs=1)
+def test_continues_after_a_failed_run(tmp_path, few_scenes):
+    settings = SMALL | dict(data_dir=str(few_scenes), batch_size=4, warmup_epochs=1, num_epochs=1)
     good, bad = plan_runs(['dinov2_vits14'], ['none', 'instance'], [0], [], str(tmp_path / 'runs'), **settings)
     bad = replace(bad, data_dir='nowhere')
     failed = run_all([bad, good], NOTEBOOK, workers=1, show_progress=False)
@@ -94,7 +87,7 @@ def test_continues_after_a_failed_run(tmp_path):
     assert json.loads((bad.run_dir / 'failed.json').read_text())['exit_code'] != 0
 
 
-def test_papermill_passes_the_settings(tmp_path):
+def test_papermill_passes_the_settings(tmp_path, few_scenes):
     "papermill ignores unknown parameters, so a run could train with the defaults: config.json has the passed values."
     (c,) = plan_runs(
         ['dinov2_vits14'],
@@ -102,9 +95,7 @@ def test_papermill_passes_the_settings(tmp_path):
         [7],
         [],
         str(tmp_path / 'runs'),
-        data_dir=str(DATA),
-        slot_dim=32,
-        hidden_dim=32,
+        **SMALL | dict(data_dir=str(few_scenes), batch_size=4),
         num_epochs=1,
         lr=0.5,
         warmup_epochs=0,
