@@ -192,7 +192,9 @@ def plot_masks(
 def _colored(scene, labels):
     "Labels over an image, in the colors of the ground truth that they match where there is one."
     known = scene.segmentation is not None
-    return overlay(scene.image, labels, match_colors(scene.segmentation, labels) if known else np.arange(99) + 1)
+    return overlay(
+        scene.image, labels, match_colors(scene.segmentation, labels) if known else np.arange(labels.max() + 1) + 1
+    )
 
 
 def plot_objects(
