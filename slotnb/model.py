@@ -42,10 +42,10 @@ class LearnedTarget(nn.Module):
 # %% ../nbs/08_model.ipynb #c9be6047
 @torch.no_grad()
 def identity_(
-    model: 'SlotAutoencoder',  # on the CPU, changed in place; parts other than the recipe's keep their weights
+    model: nn.Module,  # `SlotAutoencoder` on the CPU, changed in place; parts other than the recipe's keep theirs
     gain: float = 1.5,  # of query and key: how sharp the attention is
     position: float = 2.0,  # weight of the position, in units of the features' std
-) -> 'SlotAutoencoder':  # the same model
+) -> nn.Module:  # the same model
     "Start from the identity: query = key, decoder = transpose of the projection `PositionProjection`, a little noise."
     project, attention, decoder = model.project, model.slot_attention, model.decoder
     if isinstance(attention, SlotAttention):
