@@ -7,9 +7,9 @@ __all__ = ['MultiHeadSlotAttention', 'WeightedSumSlotAttention', 'ImplicitSlotAt
 
 # %% ../../nbs/variants/attention.ipynb #cc348ef5
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from ..core import SlotnbError
-from ..slot_attention import SlotAttention, SlotOutput
+from ..slot_attention import EPS, SlotAttention, SlotOutput
 
 # %% ../../nbs/variants/attention.ipynb #c6644479
 class MultiHeadSlotAttention(SlotAttention):
@@ -38,7 +38,7 @@ class MultiHeadSlotAttention(SlotAttention):
             t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (self.to_q(slots), self.to_k(x), self.to_v(x))
         )  # (b heads k or n d/heads)
         logits = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 / self.temperature  # (b heads k n)
-        attn = logits.flatten(1, 2).softmax(1).unflatten(1, logits.shape[1:3]) + 1e-8
+        attn = logits.flatten(1, 2).softmax(1).unflatten(1, logits.shape[1:3]) + EPS
         updates = attn / attn.sum(-1, keepdim=True) @ value
         return updates.transpose(1, 2).flatten(2), logits.logsumexp(1)
 
@@ -66,26 +66,29 @@ class ImplicitSlotAttention(SlotAttention):
         slots: Tensor,  # (b k d) initial slots
     ) -> SlotOutput:
         "`num_iters` iterations, of which only the last one has a gradient."
-        x = self.norm_inputs(inputs)
+        x, reached = self.norm_inputs(inputs), slots
         with torch.no_grad():
             for _ in range(self.num_iters - 1):
-                slots, _ = self.step(slots, x)
-        slots, logits = self.step(slots.detach(), x)
+                reached, _ = self.step(reached, x)
+        slots, logits = self.step(self.restart(reached.detach(), slots), x)
         return SlotOutput(slots, logits.softmax(1), logits)
 
-
-class BilevelSlotAttention(SlotAttention):
-    "Slot attention whose last step starts at detached slots, with a straight-through gradient to the initial ones."
-
-    def forward(
+    def restart(
         self,
-        inputs: Tensor,  # (b n d) projected patch tokens
-        slots: Tensor,  # (b k d) initial slots
-    ) -> SlotOutput:
-        "`num_iters` iterations, of which only the last one has a gradient (BO-QSA, Jia et al. 2023)."
-        x, start = self.norm_inputs(inputs), slots
-        with torch.no_grad():
-            for _ in range(self.num_iters - 1):
-                slots, _ = self.step(slots, x)
-        slots, logits = self.step(slots + start - start.detach(), x)
-        return SlotOutput(slots, logits.softmax(1), logits)
+        reached: Tensor,  # (b k d) slots before the last step, without gradient
+        start: Tensor,  # (b k d) initial slots
+    ) -> Tensor:  # (b k d)
+        "What the last step begins with."
+        return reached
+
+
+class BilevelSlotAttention(ImplicitSlotAttention):
+    "The same with a straight-through gradient from the last step to the initial slots (BO-QSA, Jia et al. 2023)."
+
+    def restart(
+        self,
+        reached: Tensor,  # (b k d) slots before the last step, without gradient
+        start: Tensor,  # (b k d) initial slots
+    ) -> Tensor:  # (b k d) the values of `reached`, the gradient of `start`
+        "What the last step begins with."
+        return reached + start - start.detach()
