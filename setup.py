@@ -22,7 +22,16 @@ setup(
     long_description=(Path(__file__).parent / 'README.md').read_text(encoding='utf8'),
     long_description_content_type='text/markdown',
     packages=find_packages(include=['slotnb*']),
-    package_data={'slotnb': ['fast/src/*.cpp', 'fast/src/*.h', 'explorer/*.js', 'explorer/*.css', 'explorer/*.j2']},
+    package_data={
+        'slotnb': [
+            'fast/src/*.cpp',
+            'fast/src/*.h',
+            'explorer/*.js',
+            'explorer/*.css',
+            'explorer/*.j2',
+            'runs/models/*/*',
+        ]
+    },
     zip_safe=False,
     classifiers=[
         'Development Status :: 3 - Alpha',

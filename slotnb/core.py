@@ -107,10 +107,11 @@ def cannot_read(
 def write_json(
     path: str | Path,  # file to write
     obj,  # any JSON-serializable object
+    indent: int | None = 1,  # None writes one line
 ):
-    "Write `obj` as indented JSON, atomically."
+    "Write `obj` as JSON, atomically."
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(obj, indent=1, ensure_ascii=False) + '\n')
+        tmp.write_text(json.dumps(obj, indent=indent, ensure_ascii=False) + '\n')
 
 
 def read_json(

@@ -7,8 +7,10 @@ __all__ = ['outputs', 'predict', 'Run', 'load_run', 'evaluate']
 
 # %% ../nbs/14_evaluate.ipynb #c2f6427e
 import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Iterator, NamedTuple
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor, nn
@@ -16,15 +18,19 @@ from tqdm import tqdm
 from .core import SlotnbError, atomic_path, batches, generator, read_json, write_json
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures
+from .formats.detect import open_dataset
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
 from .model import ModelOutput, SlotAutoencoder, build
 from .normalizer import Moments, Normalizer
 from .parts import check_trust
 from .refine import merge_slots, refine_masks
-from .runs.checkpoints import checkpoint_path, load_into, load_tensors, save_tensors
+from .runs.checkpoints import SHIPPED, checkpoint_path, load_into, load_tensors, save_tensors
 from .runs.config import TrainConfig
-from .runs.inputs import RunData, make_normalizer, prepare
+from .runs.inputs import RunData, frozen_backbone, make_normalizer, prepare
+from .runs.shipped import check_features
+from .segment.result import Segmentation
+from .segment.segmenter import ModelSlots, Segmenter
 
 # %% ../nbs/14_evaluate.ipynb #c128d703
 @torch.no_grad()
@@ -50,8 +56,9 @@ def predict(
     return ModelOutput(*(torch.cat(parts) for parts in zip(*outputs(model, feats, seed, batch_size))))
 
 # %% ../nbs/14_evaluate.ipynb #c7b7a227
-class Run(NamedTuple):
-    "A trained model with all it needs to process new features."
+@dataclass(frozen=True, eq=False)
+class Run:
+    "A trained model with all it needs to process new features and new images."
 
     config: TrainConfig
     record: dict  # of the backbone
@@ -59,6 +66,7 @@ class Run(NamedTuple):
     normalizer: nn.Module
     scale: float  # factor for the raw features
     epoch: int  # of the best checkpoint, from 0
+    folder: Path  # it was read from
 
     def predict(
         self,
@@ -68,13 +76,45 @@ class Run(NamedTuple):
         "Slots, masks and reconstruction (in normalized units)."
         return predict(self.model, LazyFeatures(feats, self.normalizer), self.config.seed if seed is None else seed)
 
+    def segmenter(
+        self,
+        num_slots: int | None = None,  # None: as in training
+        device: str = 'auto',  # where the backbone runs
+        weights: str = '',  # file of the backbone's weights; empty: as in training
+        **options,  # refine, min_pixels and work_size of `slotnb.segment.result.image_labels`
+    ) -> Segmenter:
+        "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
+        backbone = frozen_backbone(replace(self.config, device=device, weights=weights or self.config.weights))
+        check_features(self.record, self.folder, backbone)
+        find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, self.config.seed, num_slots)
+        return Segmenter(backbone, find, **options)
+
+    def segment(
+        self,
+        images: str | Path | np.ndarray | Tensor | Iterable,  # a file or folder, an image, or several
+        **options,  # of `segmenter`
+    ) -> Segmentation | Iterator[Segmentation]:  # one for a picture or an array (h w 3), else one after the other
+        "Segment images of any size. Features, normalizer and `feature_std` are those of training."
+        segmenter = self.segmenter(**options)
+        if isinstance(images, (str, Path)):
+            dataset = open_dataset(images, None, 0)
+            single = dataset.kind == 'image folder' and dataset.root.is_file()
+            samples = (s._replace(frame=None) for s in dataset) if len(dataset) == len(dataset.scenes) else dataset
+            return next(segmenter(samples)) if single else segmenter(samples)
+        if isinstance(images, (np.ndarray, Tensor)) and images.ndim == 3:
+            return next(segmenter([images]))
+        return segmenter(images)
+
 
 def load_run(
-    path: str | Path,  # a run's folder, or the best_model.safetensors in it
+    path: str | Path,  # a run's folder, the best_model.safetensors in it, or a shipped model such as `movi_a`
     trust: bool = False,  # import the classes that the run names, although it was not made on this machine
 ) -> Run:
     "Read a checkpoint. Nothing is unpickled. `SlotnbError` names what is missing or does not fit."
     path = checkpoint_path(path)
+    if not path.exists():
+        shipped = ', '.join(sorted(p.name for p in SHIPPED.iterdir()))
+        raise SlotnbError(f"'{path.parent}' is no trained run ({path.name} is missing); shipped models: {shipped}")
     tensors, meta = load_tensors(path)
     about = read_json(path.parent / 'config.json')
     try:
@@ -88,7 +128,7 @@ def load_run(
     load_into(model, tensors, 'model', path)
     load_into(norm, tensors, 'normalizer', path)
     norm.fitted = True
-    return Run(config, record, model.eval(), norm, tensors['scale'].item(), int(meta['epoch']))
+    return Run(config, record, model.eval(), norm, tensors['scale'].item(), int(meta['epoch']), path.parent)
 
 # %% ../nbs/14_evaluate.ipynb #ca733968
 def _common_space(run, raw, out):

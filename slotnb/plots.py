@@ -104,7 +104,7 @@ def panels(
     for i, (ax, im) in enumerate(zip(axs.flat, images)):
         ax.imshow(im, interpolation='nearest', **({} if im.ndim == 3 else dict(cmap='gray', vmin=0, vmax=1)))
         if i < len(titles):
-            ax.set_title(titles[i], fontsize=8)
+            ax.set_title(titles[i], fontsize=8, parse_math=False)  # a name may contain $
     return fig
 
 # %% ../nbs/appendix/plots.ipynb #cell-24

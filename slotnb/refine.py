@@ -42,11 +42,11 @@ def guided_filter(
 def split_components(
     labels: np.ndarray,  # (h w) ints, the slot of each pixel
     min_pixels: int = 64,  # components with fewer pixels are merged into the nearest remaining component
-    whole: int | None = None,  # a label that is not split, such as the background
-) -> np.ndarray:  # (h w) ints from 0, one per component; all 0 if every component is too small
+    whole: int | None = None,  # a label that is not split and becomes 0, such as the background
+) -> np.ndarray:  # (h w) ints, one per component; from 1 if `whole` is nowhere; all 0 if every component is too small
     "Connected components (4-connectivity) of each label."
     components, count = np.zeros(labels.shape, int), 0
-    for k in np.unique(labels):
+    for k in sorted(np.unique(labels), key=lambda k: k != whole):
         part, n = (labels == k, 1) if k == whole else ndimage.label(labels == k)
         components[part > 0] = part[part > 0].astype(int) + count
         count += n
@@ -56,7 +56,9 @@ def split_components(
     if remove.all():
         return np.zeros(labels.shape, int)
     _, nearest = ndimage.distance_transform_edt(remove, return_indices=True)  # indices of the nearest remaining pixel
-    return np.unique(components[tuple(nearest)], return_inverse=True)[1].reshape(labels.shape)
+    numbers = np.unique(components[tuple(nearest)], return_inverse=True)[1].reshape(labels.shape)
+    absent = whole is not None and (whole not in labels or small[1])
+    return numbers + absent
 
 # %% ../nbs/10_refine.ipynb #c0efe3d9
 def background_slot(
@@ -131,8 +133,8 @@ def refine_masks(
     min_pixels: int = 64,  # smallest segment
     grid: tuple[int, int] | None = None,  # (h, w) of the patch grid, h*w = n; None for a square grid
     sharpen: float = 3.0,  # power of the masks before they are upsampled
-    whole_background: bool = True,  # do not split the slot that `background_slot` finds
-) -> np.ndarray:  # (h w) ints from 0, one per segment
+    whole_background: bool = True,  # do not split the slot that `background_slot` finds; it becomes label 0
+) -> np.ndarray:  # (h w) ints, one per segment
     "Upsample soft masks, align them with edges, and split them into components. Raises `SlotnbError` for a wrong grid."
     masks = torch.as_tensor(masks).float()
     k, n = masks.shape

@@ -134,8 +134,8 @@ def fifty_steps(decoder, engine, rounding=0.0):
 def test_fifty_steps_agree(decoder):
     """In single precision, at widths that the compiled code takes: losses of both engines to float tolerance.
 
-    An activation on the kink of a ReLU goes either way with the last bit, and the runs part there. So the fast engine has to
-    agree with one of three plain runs whose weights differ by roundings; the first ten steps agree with all of them.
+    An activation on the kink of a ReLU goes either way with the last bit, and the runs part there. So the fast engine
+    has to agree with one of three plain runs whose weights differ by roundings; the first ten steps agree with all.
     """
     fast = fifty_steps(decoder, 'fast')
     plain = [fifty_steps(decoder, 'torch', rounding) for rounding in (0.0, 6e-8, 1.2e-7)]

@@ -30,12 +30,13 @@ ALLOWED = {
     'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
     'runs.inputs runs.masks',
     'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
-    'runs.inputs train',
+    'runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs',
     # runs: what a run is made of
     'runs.config': 'core model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect normalizer parts runs.config',
     'runs.checkpoints': 'core model',
+    'runs.shipped': 'backbones core features runs.checkpoints',
     'runs.masks': 'core runs.checkpoints runs.inputs',
     'runs.folder': 'core diagnostics model parts runs.checkpoints runs.config runs.inputs runs.masks',
     # fast: the one door for speed
@@ -63,6 +64,11 @@ ALLOWED = {
     'scenes.lighting': 'scenes.camera scenes.physics scenes.plan',
     'scenes.kubric_files': 'core scenes.camera scenes.lighting scenes.physics scenes.plan',
     'scenes.render': 'core scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
+    # segment
+    'segment.files': 'core plots',
+    'segment.result': 'core metrics plots refine segment.files',
+    'segment.segmenter': 'backbones baselines core data features refine segment.result',
+    'segment.folder': 'core data plots segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features metrics model normalizer parts plots refine '
@@ -89,10 +95,18 @@ ALLOWED = {
     'study': 'core evaluate features metrics runs.config runs.folder runs.inputs sweep train',
     'report': 'core metrics plots refine runs.checkpoints',
     'speed': '',
-    'cli': 'core diagnostics evaluate explorer.server feature_card features formats.convert normalizer report '
-    'runs.config runs.inputs scenes.render sweep train weights',
+    'cli': 'core',
+    # commands
+    'commands.segment': 'core evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
+    'segment.segmenter',
+    'commands.runs': 'core evaluate explorer.server report runs.config sweep train',
+    'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
+    'scenes.render weights',
 }
-LATE = {('train', 'fast.step'), ('sweep', 'fast.many_models')}  # imported when engine fast is asked for, not before
+LATE = {  # imported when it is asked for, not before
+    ('train', 'fast.step'),
+    ('sweep', 'fast.many_models'),
+}
 MODULES = sorted(
     '.'.join(p.relative_to(ROOT / 'slotnb').with_suffix('').parts) for p in (ROOT / 'slotnb').rglob('[a-z]*.py')
 )

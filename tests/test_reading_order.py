@@ -49,11 +49,13 @@ def test_each_section_holds_its_own_folder():
     folder_of = {
         'Core': 'nbs',
         'Variants': 'nbs/variants',
+        'Segment': 'nbs/segment',
         'Explorer': 'nbs/explorer',
         'Formats': 'nbs/formats',
         'Scenes': 'nbs/scenes',
         'Runs': 'nbs/runs',
         'Fast': 'nbs/fast',
+        'Commands': 'nbs/commands',
         'Appendix': 'nbs/appendix',
         'Guides': 'guides',
         'Reports': 'reports',

@@ -17,16 +17,20 @@ from .video import SUFFIXES as VIDEOS, VideoFrames
 # %% ../../nbs/formats/detect.ipynb #cell-7
 def open_dataset(
     data_dir: str | Path,  # a folder, file, pattern or address; see the table
-    split: str = 'train',  # name of the split
+    split: str | None = 'train',  # name of the split; None: everything, and of scenes in Kubric's layout the only split
     max_frames: int | None = 1,  # number of leading frames per scene; 0 or None: all
     skip_broken: bool = False,  # read all samples now and drop unreadable ones; `skipped` lists the errors
     progress: bool = True,  # show progress bars
 ) -> Dataset:
     "Detect the format of a path and open it. Raises `SlotnbError` if no format matches."
     path, options = Path(data_dir), dict(skip_broken=skip_broken, progress=progress)
+    if not str(data_dir).strip():
+        raise SlotnbError('data_dir is empty; give a folder of scenes, images, videos or .tar shards')
     if '://' in str(data_dir) or _has(path, *('*/' * depth + 'dataset_info.json' for depth in range(3)), '*.tfrecord*'):
         from slotnb.formats.movi import MoviRecords  # requires the extra `movi`
 
+        if split is None:
+            raise SlotnbError(f"'{data_dir}' holds MOVi records, which have splits; choose one, for example train")
         return MoviRecords(data_dir, split, max_frames, **options)
     if path.suffix == '.tar' and not path.is_dir():
         return TarShards(data_dir, split, max_frames, **options)
@@ -35,9 +39,9 @@ def open_dataset(
     if not path.is_dir():
         return _open_file(path, split, max_frames, options)
     if _has(path, '*/*/rgba_*.png'):
-        return KubricFolders(path, split, max_frames, **options)
+        return KubricFolders(path, split or _only_split(path), max_frames, **options)
     here = path.resolve()
-    if _has(path, '*/rgba_*.png') and here.name and split in ('train', here.name):
+    if _has(path, '*/rgba_*.png') and here.name and split in (None, 'train', here.name):
         return KubricFolders(here.parent, here.name, max_frames, **options)
     if _has(path, '*.tar', '*/*.tar'):
         return TarShards(path, split, max_frames, **options)
@@ -57,13 +61,20 @@ def _has(path, *patterns):
     return any(any(path.glob(p)) for p in patterns)
 
 
+def _only_split(path):
+    splits = sorted({p.parent.parent.name for p in path.glob('*/*/rgba_*.png')})
+    if len(splits) > 1:
+        raise SlotnbError(f"'{path}' holds the splits {', '.join(splits)}; choose one")
+    return splits[0]
+
+
 def _open_file(path, split, max_frames, options):
     "Open a path that is a single file."
     suffix = path.suffix.lower()
     if suffix in VIDEOS:
         return VideoFrames(path, split, max_frames, **options)
     if suffix in IMAGES:
-        raise SlotnbError(f"'{path}' is a single image; give the folder that contains it")
+        return ImageFolder(path, split, **options)
     raise _unknown(path, 'no reader supports this file')
 
 

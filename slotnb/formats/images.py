@@ -40,11 +40,18 @@ class ImageFolder(Dataset):
 
     def __init__(
         self,
-        data_dir: str | Path,  # contains the images, or one folder of images per split
+        data_dir: str | Path,  # contains the images, or one folder of images per split; or one image, without masks
         split: str | None = None,  # sub-folder; None: `data_dir` itself
         skip_broken: bool = False,  # drop unreadable samples and those without a mask; `skipped` lists the errors
         progress: bool = True,  # show a progress bar
     ):
+        single = Path(data_dir)
+        if single.is_file():
+            if split not in (None, 'train'):
+                raise SlotnbError(f"'{single}' is one image and has no split '{split}'; give a folder")
+            self.has_ground_truth = False
+            super().__init__(single, [Entry(single.stem, 0, (single, None))], skip_broken, progress)
+            return
         base = root = split_root(data_dir, split)
         if (base / 'images').is_dir():
             root = base / 'images'

@@ -37,7 +37,8 @@ def runs(tmp_path_factory):
     )
     with one_thread():
         fit(TrainConfig(**few, save_dir=str(folder / 'instance-seed0')), False)
-        fit(TrainConfig(**few, save_dir=str(folder / 'none-seed1'), normalizer='none', seed=1, num_slots=7), False)
+        other = dict(save_dir=str(folder / 'none-seed1'), normalizer='none', seed=1, num_slots=7)
+        fit(TrainConfig(**(few | other)), False)
     return folder
 
 
