@@ -36,9 +36,10 @@ ALLOWED = {
     'runs.config': 'core model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect normalizer parts runs.config',
     'runs.checkpoints': 'core model',
+    'runs.owner': 'core',
     'runs.shipped': 'backbones core features runs.checkpoints',
     'runs.masks': 'core runs.checkpoints runs.inputs',
-    'runs.folder': 'core diagnostics model parts runs.checkpoints runs.config runs.inputs runs.masks',
+    'runs.folder': 'core diagnostics model parts runs.checkpoints runs.config runs.inputs runs.masks runs.owner',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',
     'fast.graphs': '',
@@ -68,7 +69,7 @@ ALLOWED = {
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
     'segment.segmenter': 'backbones baselines core data features refine segment.result',
-    'segment.folder': 'core data plots segment.files segment.result segment.segmenter',
+    'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features metrics model normalizer parts plots refine '

@@ -114,7 +114,7 @@ def test_test_scenes_are_never_read_by_fit(tmp_path, few_scenes):
 def test_nothing_is_pickled(tmp_path):
     run_dir = fit(TrainConfig(**SMALL | dict(num_epochs=1, save_dir=str(tmp_path))), False)
     evaluate(run_dir, False)
-    assert {p.suffix for p in run_dir.iterdir()} <= {'.safetensors', '.json', '.csv', '.log'}
+    assert {p.suffix for p in run_dir.iterdir()} <= {'.safetensors', '.json', '.csv', '.log', '.lock'}
     for path in (ROOT / 'slotnb').rglob('*.py'):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):

@@ -25,6 +25,7 @@ from .checkpoints import checkpoint_path, load_into, load_tensors, save_tensors,
 from .config import TrainConfig, versions
 from .inputs import RunData
 from .masks import MaskHistory, is_kept
+from .owner import Owner
 
 # %% ../../nbs/runs/folder.ipynb #cc5026bc
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
@@ -138,6 +139,14 @@ class RunState:
         engine: str = 'torch, fp32',  # what computes the steps, for config.json
         save_every: float = 10.0,  # seconds between saved states
     ):
+        self.owner = Owner(config.run_dir)
+        try:
+            self._open(config, data, norm, model, opt, engine, save_every)
+        except BaseException:
+            self.owner.release()
+            raise
+
+    def _open(self, config, data, norm, model, opt, engine, save_every):
         changed = _claim(config, data.record, engine)
         self.config, self.norm, self.scale, self.model, self.opt = config, norm, data.scale, model, opt
         self.folder, self.path, self.save_every = config.run_dir, config.run_dir / 'last_state.safetensors', save_every
@@ -175,6 +184,7 @@ class RunState:
         self.masks.write()
         self.timing.close()
         _close(self.log)
+        self.owner.release()
 
     def _keep_best(self):
         "Copy the weights on the device; an early epoch is seldom the best for long."

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, read_json, write_json
 from ..data import Dataset, Sample, read_image, read_segmentation
 from ..plots import panels
+from ..runs.owner import Owner
 from .files import Labeled, coco, file_stem
 from .result import shrink
 from .segmenter import Segmenter
@@ -50,23 +51,26 @@ def write_masks(
     "Segment a dataset into a folder. The same call resumes; `SlotnbError` if the folder holds masks of other settings."
     out, numbered = Path(out), len(dataset.scenes) < len(dataset)
     stems = [file_stem(e.name, e.frame if numbered else None) for e in dataset.entries]
-    _claim(out, record | dict(numbered=numbered, soft=files.soft))
-    rows = _read_index(out)
-    progress = tqdm(desc=f'segment {dataset.root}', total=len(dataset), unit='image', disable=not show_progress)
-    done, latest, started = 0, {}, time.perf_counter()
-    with progress as bar, _open_index(out, rows) as append:
-        todo = _changed(dataset, stems, rows, out, numbered, files.soft, latest, bar)
-        for result in segmenter(todo, batch_size):
-            result.save(out, files.soft)
-            stem = file_stem(result.name, result.frame)
-            latest[stem] |= dict(segments=result.num_segments)
-            append(latest[stem])
-            done += 1
-            bar.update()
-    speed = done / (time.perf_counter() - started) if done else math.nan
-    index = [latest[stem] for stem in stems]
-    _write_index(out, index)
-    _summarize(out, index, files)
+    with Owner(out):
+        _claim(out, record | dict(numbered=numbered, soft=files.soft))
+        _delete_leftovers(out)
+        rows, latest, done, started = _read_index(out), {}, 0, time.perf_counter()
+        with (
+            tqdm(desc=f'segment {dataset.root}', total=len(dataset), unit='image', disable=not show_progress) as bar,
+            _open_index(out, rows) as append,
+        ):
+            todo = _changed(dataset, stems, rows, out, numbered, files.soft, latest, bar)
+            for result in segmenter(todo, batch_size):
+                result.save(out, files.soft)
+                stem = file_stem(result.name, result.frame)
+                latest[stem] |= dict(segments=result.num_segments)
+                append(latest[stem])
+                done += 1
+                bar.update()
+        speed = done / (time.perf_counter() - started) if done else math.nan
+        index = [latest[stem] for stem in stems]
+        _write_index(out, index)
+        _summarize(out, index, files)
     segments = np.mean([int(row['segments']) for row in index])
     return dict(images=len(index), done=done, segments=float(segments), images_per_second=speed)
 
@@ -82,12 +86,22 @@ def _claim(out, record):
             raise SlotnbError(f'{out} holds labels but no segment.json; choose another folder for the masks')
         return write_json(path, record)
     there = read_json(path)
-    for k in there.keys() | record.keys() if isinstance(there, dict) else ['its content']:
-        old, new = (d.get(k) if isinstance(d, dict) else d for d in (there, record))
+    if not isinstance(there, dict):
+        raise SlotnbError(f'{path} is not what slotnb segment writes; choose another folder')
+    for k in sorted(there.keys() | record.keys()):
+        old, new = there.get(k), record.get(k)
         if old != new:
             raise SlotnbError(
                 f'{path.parent} holds masks of other settings ({k} {old!r} there, {new!r} here); choose another folder'
             )
+
+
+def _delete_leftovers(out):
+    "Files that were being written when an earlier process was killed."
+    below = [path for name in ('labels', 'overlays', 'soft') for path in (out / name).rglob('.*.*')]
+    for path in [*out.glob('.*.*'), *below]:
+        if path.is_file() and not path.name.startswith('.owner'):
+            path.unlink()
 
 
 def _read_index(out):

@@ -20,7 +20,7 @@ from ..core import SlotnbError, generator
 from ..data import Sample
 from ..features import compute_features
 from ..refine import merge_slots
-from .result import Segmentation, image_labels
+from .result import Segmentation, check_options, image_labels
 
 # %% ../../nbs/segment/segmenter.ipynb #d3c8d682
 class FoundSlots(NamedTuple):
@@ -94,6 +94,7 @@ class Segmenter:
         min_pixels: int | None = None,  # see `image_labels`
         work_size: int = 512,  # see `image_labels`
     ):
+        check_options(min_pixels, work_size)
         self.backbone, self.find = backbone, find
         self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size)
 
