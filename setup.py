@@ -3,6 +3,7 @@
 from configparser import ConfigParser
 from pathlib import Path
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 ini = ConfigParser(delimiters=['='], interpolation=None)
 ini.read(Path(__file__).parent / 'settings.ini')
@@ -10,7 +11,20 @@ cfg = ini['DEFAULT']
 extras = {k.removesuffix('_requirements'): v.split() for k, v in cfg.items() if k.endswith('_requirements')}
 extras['all'] = sorted({r for rs in extras.values() for r in rs})
 
+
+class BuildWithNotebooks(build_py):
+    "Packs the notebooks that `slotnb sweep` and `slotnb report` execute: slotnb.runs.notebooks."
+
+    def run(self):
+        super().run()
+        if not self.editable_mode:
+            for name in ('backbone_run', 'ta_report'):
+                self.mkpath(f'{self.build_lib}/slotnb/notebooks')
+                self.copy_file(f'reports/{name}.ipynb', f'{self.build_lib}/slotnb/notebooks/{name}.ipynb')
+
+
 setup(
+    cmdclass=dict(build_py=BuildWithNotebooks),
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],

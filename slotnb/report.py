@@ -19,6 +19,7 @@ from .metrics import hard_masks
 from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
 from .runs.checkpoints import load_tensors
+from .runs.notebooks import find_notebook
 
 # %% ../nbs/appendix/report.ipynb #cell-5
 def load_runs(
@@ -269,12 +270,11 @@ def render_notebook(
     import papermill as pm
     from nbconvert import HTMLExporter
 
-    if not Path(notebook).is_file():
-        raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
+    cwd = Path(notebook).parent if Path(notebook).is_file() else Path.cwd()  # a packaged one runs here
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     done = out.with_suffix('.ipynb')
-    pm.execute_notebook(str(notebook), str(done), parameters, cwd=str(Path(notebook).parent), progress_bar=False)
+    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, cwd=str(cwd), progress_bar=False)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_filename(str(done))
     # the anchors of headings are in lower case, as on the site

@@ -27,6 +27,7 @@ from .refine import refine_masks
 from .runs.config import TrainConfig
 from .runs.inputs import frozen_backbone, open_split, prepare
 from .runs.folder import check_same_run, epochs_done, mark_failed
+from .runs.notebooks import find_notebook
 
 # %% ../nbs/15_sweep.ipynb #cell-5
 def declared_parameters(
@@ -35,9 +36,7 @@ def declared_parameters(
     "The parameters that a notebook declares in its tagged cell, one per line."
     import papermill as pm
 
-    if not Path(notebook).is_file():
-        raise SlotnbError(f'notebook {notebook} is missing; run from the root of the repository or give its path')
-    found = pm.inspect_notebook(str(notebook))
+    found = pm.inspect_notebook(str(find_notebook(notebook)))
     if not found:
         raise SlotnbError(
             f"notebook {notebook} has no cell tagged 'parameters'; "
@@ -133,7 +132,7 @@ def _start(config, notebook, threads):
         sys.executable,
         '-m',
         'papermill',
-        str(notebook),
+        str(find_notebook(notebook)),
         str(folder / 'run.ipynb'),
         '--cwd',
         '.',
@@ -204,6 +203,7 @@ class SweepConfig:
     "Run the notebook for every backbone, normalizer and seed. Finished runs are skipped, failed runs are reported."
 
     out_dir: str = 'runs'  # each run goes to out_dir/name/backbone
+    data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
     backbone: tuple[str, ...] = ('dinov2_vits14', 'dino_vits16', 'clip_vitb16')  # which backbones
     normalizer: tuple[str, ...] = ('instance', 'lda')  # which normalizers
     seed: tuple[int, ...] = (0, 1, 2)  # which seeds
@@ -253,7 +253,8 @@ def sweep(
     show_progress: bool = True,
 ) -> dict[str, str]:  # what failed and why
     "Run the comparison. A backbone without weights is recorded as not measured and the others run."
-    settings = parse_settings(config.set, config.notebook) | dict(num_epochs=config.num_epochs, engine=config.engine)
+    settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir)
+    settings |= parse_settings(config.set, config.notebook)
 
     def plan_of(backbones):
         return plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, **settings)

@@ -31,12 +31,14 @@ ALLOWED = {
     'runs.inputs runs.masks',
     'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
     'runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
-    'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs',
+    'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs '
+    'runs.notebooks',
     # runs: what a run is made of
     'runs.config': 'core model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect normalizer parts runs.config',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
+    'runs.notebooks': 'core',
     'runs.shipped': 'backbones core features runs.checkpoints',
     'runs.masks': 'core runs.checkpoints runs.inputs',
     'runs.folder': 'core diagnostics model parts runs.checkpoints runs.config runs.inputs runs.masks runs.owner',
@@ -94,7 +96,7 @@ ALLOWED = {
     'plots',
     'plots': 'core',
     'study': 'core evaluate features metrics runs.config runs.folder runs.inputs sweep train',
-    'report': 'core metrics plots refine runs.checkpoints',
+    'report': 'core metrics plots refine runs.checkpoints runs.notebooks',
     'speed': '',
     'cli': 'core',
     # commands

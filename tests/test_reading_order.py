@@ -87,7 +87,7 @@ def test_readme_is_made_from_the_index_notebook():
 def test_every_question_leads_to_a_page():
     text = (ROOT / 'README.md').read_text()
     rows = [r for r in text.split('## Find your way')[1].split('\n## ')[0].splitlines() if r.startswith('| ')][1:]
-    assert len(rows) == 10
+    assert len(rows) == 13
     for row in rows:
         assert '.ipynb)' in row and '`' not in re.sub(r'\[`[^`]+`\]\([^)]+\)', '', row), row
 

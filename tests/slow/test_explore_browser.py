@@ -273,7 +273,7 @@ def walk(e, viewers, name):
     e.does(lambda: e.slide('temperature', 'ArrowRight', 8), temperature=None)
     e.does(lambda: e.choose('source', 'slot attention'), source='attn')
     e.shows(scene_page(a, State(scene=4, patch=121, source='attn')))
-    e.does(lambda: e.choose('source', 'slot attention, refined'), source='refined')
+    e.does(lambda: e.choose('source', 'merged, refined'), source='refined')
     e.shows(scene_page(a, State(scene=4, patch=121, source='refined')))
     e.does(lambda: e.choose('source', 'decoder'), source=None)
     e.does(lambda: e.slide('num_slots', 'ArrowLeft', 4), num_slots=7)
