@@ -7,6 +7,7 @@ from pathlib import Path
 import nbformat
 import yaml
 from nbconvert import MarkdownExporter
+from traitlets.config import Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from _docs import hrefs
@@ -57,8 +58,13 @@ def readme(root=ROOT):
         else:
             found = re.match(r'#\| fig-alt: (.*)', cell.source)
             alts += [found[1]] * sum('image/png' in o.get('data', {}) for o in cell.outputs) if found else []
+            if '#| echo: false' in cell.source:
+                cell.metadata['tags'] = ['without code']
+            if '#| echo: false' in cell.source:
+                cell.metadata['tags'] = ['without code']
             cell.source = re.sub(r'^#\|.*\n', '', cell.source, flags=re.M)
-    exporter = MarkdownExporter(exclude_input_prompt=True, exclude_output_prompt=True)
+    hidden = Config(TagRemovePreprocessor=dict(enabled=True, remove_input_tags={'without code'}))
+    exporter = MarkdownExporter(config=hidden, exclude_input_prompt=True, exclude_output_prompt=True)
     text, resources = exporter.from_notebook_node(nb, dict(unique_key='README', output_files_dir='README_files'))
     pictures = iter(alts)
     text = re.sub(r'!\[png\]', lambda _: f'![{next(pictures)}]', text).rstrip() + '\n'
