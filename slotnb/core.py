@@ -45,17 +45,24 @@ def generator(
 
 # %% ../nbs/00_core.ipynb #cell-12
 def default_device(
-    device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1' ...
+    device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
 ) -> torch.device:
     "The device by name; 'auto' is CUDA if available, else the CPU."
     if device == 'auto':
         return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise SlotnbError(f"device '{device}': this machine has no CUDA; use 'cpu' or 'auto'")
+    if device == 'mps' and not torch.backends.mps.is_available():
+        raise SlotnbError("device 'mps': this machine has no Apple GPU that torch can use; use 'cpu' or 'auto'")
     try:
-        return torch.device(device)
+        found = torch.device(device)
     except RuntimeError:
-        raise SlotnbError(f"device '{device}' is unknown to torch; use 'auto', 'cpu' or 'cuda'") from None
+        found = None
+    if found is None or found.type not in ('cpu', 'cuda', 'mps'):
+        raise SlotnbError(f"device '{device}' is unknown; use 'auto', 'cpu', 'cuda', 'cuda:1' or 'mps'")
+    if found.type == 'cuda' and (found.index or 0) >= torch.cuda.device_count():
+        raise SlotnbError(f"device '{device}': this machine has {torch.cuda.device_count()} GPUs, numbered from 0")
+    return found
 
 
 def has_bf16(

@@ -154,6 +154,7 @@ class Dataset:
 
     kind = ''  # name of the format in `slotnb data info`
     has_ground_truth = True  # False if no sample has a segmentation
+    unread: dict[str, int] = {}  # suffix: number of files in the folder that are not read
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from PIL import Image
 from conftest import DATA, ROOT
 from slotnb.cli import main
 from slotnb.evaluate import load_run
+from slotnb.formats.detect import open_dataset
 
 MOVI = str(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0')
 
@@ -80,6 +81,41 @@ def test_train_on_photographs(tmp_path, photographs, capsys):
     run = load_run(tmp_path / 'run/dinov2_vits14')
     assert run.record['grid'] == [4, 6] and run.model.num_patches == 24
     assert 'ari_attn' not in json.loads((tmp_path / 'run/dinov2_vits14/result.json').read_text())
+
+
+def test_train_on_a_folder_without_splits(tmp_path, capsys):
+    "A part is held out by name, files that are not read are counted, and the masks of all images are written."
+    rng, root = np.random.default_rng(0), tmp_path / 'photos'
+    root.mkdir()
+    for i in range(14):
+        Image.fromarray(rng.integers(0, 255, (60 + i, 90, 3), np.uint8)).save(root / f'{i}.jpg')
+    (root / 'list.txt').touch()
+    sizes = '--resolution 56x84 --grid_size native --num_epochs 1 --warmup_epochs 0 --slot_dim 32 --hidden_dim 32'
+    args = f'train --preset version_0_1 --weights random --num_slots 4 --device cpu {sizes}'.split()
+    args += ['--data_dir', root, '--save_dir', tmp_path / 'run']
+    for _ in range(2):  # the same command again has nothing to do
+        code, out, err = slotnb(capsys, *args)
+        assert code == 0 and 'not read: 1 .txt' in out + err and 'are held out as test by name' in out + err
+        assert 'slots per image after merging' in out
+    run_dir = tmp_path / 'run/dinov2_vits14'
+    held_out = len(pd.read_csv(run_dir / 'test_scenes.csv'))
+    assert 1 <= held_out < 14 and json.loads((run_dir / 'result.json').read_text())['train_scenes'] < 14 - held_out
+    for i in range(14):
+        assert Image.open(run_dir / f'masks/labels/{i}.png').size == (90, 60 + i)
+
+
+def test_heic(tmp_path, capsys):
+    "HEIC is read with the extra, at the size and in the colors of the image."
+    import pillow_heif
+
+    pixels = np.zeros((64, 96, 3), np.uint8)
+    pixels[:, 48:] = 200, 40, 40
+    pillow_heif.from_pillow(Image.fromarray(pixels)).save(tmp_path / 'phone.heic', quality=95)
+    Image.fromarray(pixels).save(tmp_path / 'other.avif', quality=95)
+    code, out, err = slotnb(capsys, 'data', 'info', tmp_path, '--out', '')
+    assert code == 0 and '96x64 (2)' in out, err
+    for sample in open_dataset(tmp_path, progress=False):
+        assert np.abs(sample.image.astype(int) - pixels).mean() < 6, sample.path
 
 
 def test_scores_on_a_grid_that_is_not_square(tmp_path, few_scenes, capsys):

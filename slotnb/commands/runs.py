@@ -10,10 +10,13 @@ import sys
 from dataclasses import dataclass, fields
 from typing import Annotated
 import tyro
-from ..core import SlotnbError
-from ..evaluate import evaluate
+from ..core import SlotnbError, digest
+from ..evaluate import evaluate, load_run
+from ..formats.detect import has_no_splits, open_dataset
 from ..report import build_report
+from ..runs.checkpoints import checkpoint_path
 from ..runs.config import PRESETS, TrainConfig, preset
+from ..segment.folder import write_masks
 from ..sweep import SweepConfig, sweep
 from ..train import fit
 
@@ -78,7 +81,19 @@ def _train(c):
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
     text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
+    text += f"\nslots per image after merging: {result['merged_slots']:.1f} of {c.num_slots}"
+    text += ' (nearly all are in use; more num_slots may find more)' if result['merged_slots'] > c.num_slots - 1 else ''
     print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
+    if has_no_splits(c.data_dir):
+        _segment_all(c)
+
+
+def _segment_all(c):
+    "Masks of all images of a folder without splits, as `slotnb segment --run` writes them."
+    run, data = load_run(c.run_dir, trust=True), open_dataset(c.data_dir, None, c.max_frames, c.skip_broken)
+    record = dict(run=digest(checkpoint_path(c.run_dir)), backbone=run.record)
+    write_masks(run.segmenter(device=c.device), data, c.run_dir / 'masks', record)
+    print(f'{c.run_dir}/masks/contact_sheet.png')
 
 
 def _report(c):

@@ -42,7 +42,7 @@ class SegmentCommand:
     split: str = ''  # of data that has splits; empty: everything
     max_frames: int = 0  # frames of each video or scene; 0 is all
     skip_broken: bool = False  # leave out files that cannot be read, and report how many
-    device: str = 'auto'  # of the backbone: auto, cpu or cuda
+    device: str = 'auto'  # of the backbone: auto, cpu, cuda, cuda:1 or mps
     weights: str = ''  # file of the backbone's weights; empty: as the run was trained
     backbone: str = 'dinov2_vits14'  # of spectral; a run has its own
     allow_custom_code: bool = False  # import the classes that a run names, although it was not made on this machine
@@ -57,6 +57,8 @@ def run(
     files = MaskFiles(c.soft, c.coco)
     path = c.path if '://' in c.path else Path(c.path).expanduser()
     data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken)
+    if data.unread:
+        tqdm.write(f'{path}: not read: {", ".join(f"{n} {suffix}" for suffix, n in data.unread.items())}')
     segmenter, about = find_segmenter(c)
     settings = {k: getattr(c, k) for k in 'num_slots refine min_pixels work_size'.split()}
     out = Path(c.out).expanduser()

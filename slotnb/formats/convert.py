@@ -49,6 +49,8 @@ def describe(
             f'without ground truth: {n - masks} of {n} images; '
             'training needs none, but ARI, FG-ARI, mBO and mIoU need masks'
         )
+    if dataset.unread:
+        notes.append('not read: ' + _listed(dataset.unread))
     if dataset.skipped:
         notes += [f'skipped: {len(dataset.skipped)}, which cannot be read', *dataset.skipped[:5]]
     return dict(

@@ -7,13 +7,15 @@ __all__ = ['SUFFIXES', 'find_files', 'number_instances', 'ImageFolder']
 
 # %% ../../nbs/formats/images.ipynb #cell-2
 import os
+from collections import Counter
 from pathlib import Path
 import numpy as np
-from ..core import SlotnbError
+from ..core import SlotnbError, need_extra
 from ..data import Dataset, Entry, Sample, check_size, decode_image, read_segmentation, split_root
 
 # %% ../../nbs/formats/images.ipynb #cell-8
-SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff')
+_HEIF = ('.heic', '.heif')
+SUFFIXES = ('.png', '.jpg', '.jpeg', '.webp', '.bmp', '.tif', '.tiff', '.avif', *_HEIF)
 
 
 def find_files(
@@ -60,6 +62,7 @@ class ImageFolder(Dataset):
         masks = base / 'masks'
         self.has_ground_truth = masks.is_dir()
         files = [f for f in find_files(root, SUFFIXES) if masks not in f.parents]
+        self.unread = _other_files(root, masks)
         if not files:
             raise SlotnbError(f"{root} holds no image; expected {', '.join(SUFFIXES)}")
         names = {}
@@ -79,6 +82,8 @@ class ImageFolder(Dataset):
 
     def read(self, entry: Entry) -> Sample:
         path, mask = entry.where
+        if path.suffix.lower() in _HEIF:
+            need_extra('pillow_heif', 'heif', f'{path}: HEIC needs').register_heif_opener()
         image, rotated = decode_image(path)
         if mask is None:
             return Sample(entry.name, 0, path, image, None, [], rotated)
@@ -89,5 +94,12 @@ class ImageFolder(Dataset):
         return Sample(entry.name, 0, path, image, seg, insts, rotated)
 
 # %% ../../nbs/formats/images.ipynb #cell-10
+def _other_files(root, masks):
+    "Suffixes of the files that are neither images nor hidden: how many of each."
+    found = (p for p in root.rglob('*') if masks not in p.parents and p.is_file())
+    names = [p for p in found if not any(part.startswith('.') for part in p.relative_to(root).parts)]
+    return dict(Counter(p.suffix.lower() or p.name for p in names if p.suffix.lower() not in SUFFIXES).most_common())
+
+
 def _no_mask(path, mask):
     return f"{path} has no mask '{mask}'; add it, or rename the folder masks to read all images without ground truth"

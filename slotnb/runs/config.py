@@ -39,7 +39,7 @@ class FeatureSettings:
     precision: str = 'fp32'  # of the backbone: fp32, bf16, or auto: bf16 where the device has units for it
     max_frames: int = 1  # frames of each scene; 0 is all
     skip_broken: bool = False  # leave out files that cannot be read, and report how many
-    device: str = 'auto'  # auto, cpu or cuda
+    device: str = 'auto'  # auto, cpu, cuda, cuda:1 or mps
 
     def __post_init__(self):
         for f in fields(self):

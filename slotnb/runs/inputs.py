@@ -19,7 +19,7 @@ from ..backbones import ViTBackbone
 from ..core import SlotnbError, generator
 from ..data import Dataset
 from ..features import LazyFeatures, extract
-from ..formats.detect import open_dataset
+from ..formats.detect import has_no_splits, open_part
 from ..normalizer import LinearSpace, Moments, Normalizer
 from ..parts import make_part
 from .config import TrainConfig
@@ -49,8 +49,12 @@ def open_split(
     split: str,  # 'train' or 'test'
     show_progress: bool = True,  # a bar while everything is read once, for `skip_broken`
 ) -> Dataset:
-    "The scenes of a split. The number of files left out by `skip_broken` is printed."
-    data = open_dataset(config.data_dir, split, config.max_frames, config.skip_broken, show_progress)
+    "The scenes of a split (`open_part`). What is not read, and what `skip_broken` leaves out, is printed."
+    data = open_part(config.data_dir, split, config.max_frames, config.skip_broken, show_progress)
+    if split == 'train' and data.unread:
+        tqdm.write(f'{config.data_dir}: not read: {", ".join(f"{n} {suffix}" for suffix, n in data.unread.items())}')
+    if split == 'test' and has_no_splits(config.data_dir):
+        tqdm.write(f'{config.data_dir}: no folders train and test; {len(data)} images are held out as test by name')
     if data.skipped:
         tqdm.write(
             f"{config.data_dir}, {split}: {len(data.skipped)} broken samples left out; the first: {data.skipped[0]}"
