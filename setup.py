@@ -18,7 +18,7 @@ class BuildWithNotebooks(build_py):
     def run(self):
         super().run()
         if not self.editable_mode:
-            for name in ('backbone_run', 'ta_report'):
+            for name in ('backbone_run', 'ta_report', 'unlabeled_report'):
                 self.mkpath(f'{self.build_lib}/slotnb/notebooks')
                 self.copy_file(f'reports/{name}.ipynb', f'{self.build_lib}/slotnb/notebooks/{name}.ipynb')
 

@@ -72,7 +72,7 @@ def results_table(
         for key, g in runs.groupby(list(by), sort=False)
     ]
     rows += [
-        dict.fromkeys([*by, *columns.values(), 'seeds'], 'not measured') | {by[0]: name, 'seeds': '0'}
+        dict.fromkeys([*by, *columns.values()], '') | {by[0]: name, by[-1]: 'not measured', 'seeds': '0'}
         for name in (missing or {})
     ]
     return pd.DataFrame(rows).set_index(list(by))
@@ -287,13 +287,10 @@ def render_notebook(
 def build_report(
     runs_dir: str | Path = 'runs',  # of a sweep
     out: str | Path = 'reports/_build/ta_report.html',  # the page; the executed notebook is written beside it
-    notebook: str | Path = 'reports/ta_report.ipynb',  # the report's source
+    notebook: str | Path = '',  # its source; empty: ta_report, or unlabeled_report where the runs have no ground truth
 ) -> Path:  # of the page
     "Execute the report notebook on the runs and write one HTML file; its tables go to the folder of the same name."
-    if 'ari_attn' not in load_runs(runs_dir):
-        raise SlotnbError(
-            f"the runs in '{runs_dir}' have no ground truth, and the report compares ARI and mBO, which need masks; "
-            'see result.json and run.ipynb of each run'
-        )
+    scored = 'ari_attn' in load_runs(runs_dir)
+    notebook = notebook or f"reports/{'ta_report' if scored else 'unlabeled_report'}.ipynb"
     tables = os.path.abspath(Path(out).with_suffix(''))
     return render_notebook(notebook, out, dict(runs_dir=os.path.abspath(runs_dir), tables=tables))

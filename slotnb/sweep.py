@@ -203,7 +203,6 @@ class SweepConfig:
     "Run the notebook for every backbone, normalizer and seed. Finished runs are skipped, failed runs are reported."
 
     out_dir: str = 'runs'  # each run goes to out_dir/name/backbone
-    data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
     backbone: tuple[str, ...] = ('dinov2_vits14', 'dino_vits16', 'clip_vitb16')  # which backbones
     normalizer: tuple[str, ...] = ('instance', 'lda')  # which normalizers
     seed: tuple[int, ...] = (0, 1, 2)  # which seeds
@@ -213,6 +212,7 @@ class SweepConfig:
     notebook: str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
     workers: int = 0  # runs at a time; 0: one per core on a CPU, one on a GPU
     engine: str = 'torch'  # torch, or fast: see train; on a GPU runs of the same shape then train as one program
+    data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
 
 # %% ../nbs/15_sweep.ipynb #cell-18
 def parse_settings(

@@ -34,7 +34,7 @@ class ReportConfig:
 
     runs_dir: str = 'runs'  # where the sweep put its runs
     out: str = 'reports/_build/ta_report.html'  # the page
-    notebook: str = 'reports/ta_report.ipynb'  # its source
+    notebook: str = ''  # its source; empty: the TA report, or unlabeled_report where the runs have no ground truth
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from ..core import SlotnbError
 
 # %% ../../nbs/runs/notebooks.ipynb #82365e1d
 def find_notebook(
-    path: str | Path,  # of a notebook; reports/backbone_run.ipynb and reports/ta_report.ipynb come with the package
+    path: str | Path,  # of a notebook; backbone_run, ta_report and unlabeled_report in reports/ come with the package
 ) -> Path:  # an existing file
     "The file of a notebook. `SlotnbError` if there is none."
     path, package = Path(path).expanduser(), Path(slotnb.__file__).parent

@@ -54,6 +54,6 @@ def test_commands_find_their_notebooks(installed, tmp_path):
     done = call(installed, tmp_path, 'sweep', '--data_dir', 'nowhere')
     assert done.returncode == 2 and "data_dir 'nowhere' does not exist" in done.stderr, done.stderr
     site = next((installed[1] / 'env/lib').glob('python3*/site-packages/slotnb/notebooks'))
-    assert {p.name for p in site.iterdir()} == {'backbone_run.ipynb', 'ta_report.ipynb'}
+    assert {p.name for p in site.iterdir()} == {'backbone_run.ipynb', 'ta_report.ipynb', 'unlabeled_report.ipynb'}
     done = call(installed, tmp_path, '--version')
     assert done.returncode == 0 and done.stdout.startswith('0.')
