@@ -142,20 +142,18 @@ def _common_space(run, raw, out):
     return dict(mse_instance=feature_mse(back, target).item(), spread_instance=spread)
 
 
-def _score(scenes, out, merged, grid):
+def _score(scenes, out, merged, grid, refine):
     "Scores of a batch of scenes: slot attention's masks, the decoder's, the merged ones, and those after refinement."
+    soft = dict(attn=out.attn, masks=out.masks, merged=merged)
+    tables = [evaluate_masks(scenes, masks, name, grid) for name, masks in soft.items()]
+    if not refine:
+        return tables
     refined = [refine_masks(s.image, m, grid=grid) for s, m in zip(scenes, merged)]
     outcomes = [
         dict(scene=s.name, frame=s.frame) | {f'{k}_refined': v for k, v in object_outcomes(s.segmentation, x).items()}
         for s, x in zip(scenes, refined)
     ]
-    return [
-        evaluate_masks(scenes, out.attn, 'attn', grid),
-        evaluate_masks(scenes, out.masks, 'masks', grid),
-        evaluate_masks(scenes, merged, 'merged', grid),
-        evaluate_labels(scenes, refined, 'refined'),
-        pd.DataFrame(outcomes),
-    ]
+    return [*tables, evaluate_labels(scenes, refined, 'refined'), pd.DataFrame(outcomes)]
 
 
 def _target_kept(run, data):
@@ -177,6 +175,7 @@ def evaluate(
     batch_size: int = 32,  # scenes in memory at a time
     data: RunData | None = None,  # of `prepare`; None reads it
     trust: bool = False,  # see `load_run`
+    refine: bool = True,  # also score refined masks
 ) -> dict:  # also written to result.json; test_scenes.csv has one row per scene
     "Score the best checkpoint on the test scenes: slot attention's, the decoder's, merged and refined masks."
     run_dir = Path(run_dir)
@@ -198,7 +197,7 @@ def evaluate(
             soft.append((out.attn.half(), out.masks.half(), merged.half()))
             scenes = [next(images) for _ in x]
             parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])]
-            parts += _score(scenes, out, merged, grid) if test.has_ground_truth else []
+            parts += _score(scenes, out, merged, grid, refine) if test.has_ground_truth else []
             tables.append(pd.concat([t.set_index(['scene', 'frame']) for t in parts], axis=1))
             bar.update(len(x))
     by_scene, usage = pd.concat(tables), means(rows)

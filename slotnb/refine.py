@@ -142,10 +142,12 @@ def refine_masks(
     if h * w != n:
         raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
     background = background_slot(masks, (h, w)) if whole_background else None
-    masks = masks**sharpen
+    used = masks.sum(1) > 0  # not merged into another slot
+    used[0 if background is None else background] = True
+    masks = masks[used] ** sharpen
     masks = masks / masks.sum(0)
     large = torch.nn.functional.interpolate(
-        masks.reshape(1, k, h, w), image.shape[:2], mode='bilinear', align_corners=False
+        masks.reshape(1, -1, h, w), image.shape[:2], mode='bilinear', align_corners=False
     )[0].numpy()
     labels = guided_filter(image / 255, large, radius, eps).argmax(0)
-    return split_components(labels, min_pixels, background)
+    return split_components(used.nonzero()[:, 0].numpy()[labels], min_pixels, background)

@@ -139,8 +139,14 @@ class FarthestInit(nn.Module):
         noise: Tensor | None = None,  # (b k) uniform; None: the farthest token
     ) -> Tensor:  # (b k f), the first is the mean of all tokens
         "Tokens that are far apart."
-        centers = [tokens.mean(1)]
-        distance = (tokens - centers[0][:, None]).square().sum(-1)  # (b n) squared, to the nearest center so far
+        size, centers = tokens.square().sum(-1), [tokens.mean(1)]
+
+        def squared_distance(center):  # (b f) -> (b n); |x - c|^2 without a copy of the tokens for each center
+            return (size - 2 * (tokens @ center[:, :, None])[..., 0] + center.square().sum(-1, keepdim=True)).clamp(
+                min=0
+            )
+
+        distance = squared_distance(centers[0])  # (b n) to the nearest center so far
         for i in range(1, self.num_slots):
             if noise is None:
                 chosen = distance.argmax(1)
@@ -149,9 +155,8 @@ class FarthestInit(nn.Module):
                 total = weight.cumsum(1)
                 chosen = torch.searchsorted(total, noise[:, i : i + 1] * total[:, -1:])[:, 0]
                 chosen = chosen.clamp(max=tokens.shape[1] - 1)
-            center = torch.take_along_dim(tokens, chosen[:, None, None], 1)
-            centers.append(center[:, 0])
-            distance = torch.minimum(distance, (tokens - center).square().sum(-1))
+            centers.append(torch.take_along_dim(tokens, chosen[:, None, None], 1)[:, 0])
+            distance = torch.minimum(distance, squared_distance(centers[-1]))
         return torch.stack(centers, 1)
 
 # %% ../nbs/05_slot_attention.ipynb #cell-15

@@ -17,6 +17,7 @@ from itertools import product
 from pathlib import Path
 import pandas as pd
 import torch
+from joblib import Parallel, delayed
 from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
@@ -113,14 +114,16 @@ def score_floors(
         **{f'k-means on {n}': lambda s, x=x: [kmeans_masks(f, k, s) for f in x] for n, x in feats.items()},
     }
     jobs = [(name, s) for name in ways for s in (seeds if ' on ' in name and 'grid' not in name else seeds[:1])]
-    rows = []
-    for name, s in tqdm(jobs, 'floors', unit='method', disable=not show_progress):
+
+    def score(name, s):
         soft = ways[name](s)
         refined = [refine_masks(x.image, m, grid=grid) for x, m in zip(scenes, soft)]
         scores = evaluate_masks(scenes, soft, 'masks', grid), evaluate_labels(scenes, refined, 'refined')
         means = {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()}
-        rows.append(dict(method=name, seed=s) | means)
-    return pd.DataFrame(rows)
+        return dict(method=name, seed=s) | means
+
+    rows = Parallel(os.cpu_count(), prefer='threads', return_as='generator')(delayed(score)(*job) for job in jobs)
+    return pd.DataFrame(tqdm(rows, 'floors', len(jobs), unit='method', disable=not show_progress))
 
 # %% ../nbs/15_sweep.ipynb #cell-15
 def _start(config, notebook, threads):
