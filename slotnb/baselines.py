@@ -18,6 +18,7 @@ def ground_truth_masks(
     soft: bool = False,  # True: the fraction of a patch that each segment covers; False: one-hot, the largest
 ) -> np.ndarray:  # (k n) masks that sum to 1 over k; k = largest id + 1
     "Ground-truth segments as masks on the patch grid. Raises `SlotnbError` if the grid is finer than the image."
+    segmentation = np.asarray(segmentation, np.int64)  # in uint8 the numbers of patches would overflow
     (H, W), (h, w) = segmentation.shape, grid
     if H < h or W < w:
         raise SlotnbError(

@@ -125,6 +125,8 @@ def read_json(
     path: str | Path,  # file to read
 ):
     "Read a JSON file; `SlotnbError` if it is missing or not valid JSON."
+    if Path(path).is_fifo():
+        raise SlotnbError(f'{path} is no regular file; put the file itself there')
     try:
         return json.loads(Path(path).read_text())
     except OSError as e:

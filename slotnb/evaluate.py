@@ -27,6 +27,7 @@ from .parts import check_trust
 from .refine import merge_slots, refine_masks
 from .runs.checkpoints import SHIPPED, checkpoint_path, load_into, load_tensors, save_tensors
 from .runs.config import TrainConfig
+from .runs.folder import check_same_run
 from .runs.inputs import RunData, frozen_backbone, make_normalizer, prepare
 from .runs.shipped import check_features
 from .segment.result import Segmentation
@@ -181,6 +182,7 @@ def evaluate(
     run_dir = Path(run_dir)
     run = load_run(run_dir, trust)
     data, grid = data or prepare(run.config, show_progress), tuple(run.record['grid'])
+    check_same_run(run_dir / 'config.json', data=data.digests)
     test, rows, tables, soft = data.scenes['test'], [], [], []
     images = iter(test)
     normalized = LazyFeatures(data.test, run.normalizer)

@@ -21,7 +21,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
-from .core import SlotnbError, cache_dir, default_device, write_json
+from .core import SlotnbError, cache_dir, default_device, read_json, write_json
 from .features import extract
 from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
@@ -263,10 +263,10 @@ def sweep(
         return plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, **settings)
 
     plan_of(config.backbone)  # all settings are checked before anything is written
-    available, missing = [], {}
+    available, missing, data = [], {}, {}
     for b in config.backbone:
         try:
-            prepare(plan_of([b])[0], show_progress)
+            data[b] = prepare(plan_of([b])[0], show_progress).digests
             available.append(b)
         except SlotnbError as e:
             if not str(e).startswith('no weights'):
@@ -276,7 +276,10 @@ def sweep(
     if not available:
         raise SlotnbError('no backbone is available. ' + ' '.join(missing.values()))
     out, plan = Path(config.out_dir), plan_of(available)
-    write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing))
+    before = read_json(out / 'sweep.json').get('data', {}) if (out / 'sweep.json').exists() else {}
+    if any(before.get(b, images) != images for b, images in data.items()):
+        raise SlotnbError(f'{out} holds a sweep on other images; choose another out_dir, or delete that folder')
+    write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
     if not (out / 'floors.csv').exists():
         score_floors(available[0], plan[0], list(config.seed), show_progress).to_csv(out / 'floors.csv', index=False)
     failed = train_together(plan, show_progress)

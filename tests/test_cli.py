@@ -7,7 +7,8 @@ import pytest
 from PIL import Image
 from conftest import DATA, ROOT
 from slotnb.cli import main
-from slotnb.evaluate import load_run
+from slotnb.core import SlotnbError
+from slotnb.evaluate import evaluate, load_run
 from slotnb.formats.detect import open_dataset
 
 MOVI = str(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0')
@@ -102,6 +103,34 @@ def test_train_on_a_folder_without_splits(tmp_path, capsys):
     assert 1 <= held_out < 14 and json.loads((run_dir / 'result.json').read_text())['train_scenes'] < 14 - held_out
     for i in range(14):
         assert Image.open(run_dir / f'masks/labels/{i}.png').size == (90, 60 + i)
+
+
+def test_a_run_belongs_to_its_images(tmp_path, capsys):
+    "Another dataset, or one more image, in the same save_dir is refused; a folder that has moved is the same data."
+    rng = np.random.default_rng(0)
+    for name in ('a', 'b'):
+        for split, n in dict(train=10, test=2).items():
+            (tmp_path / name / split).mkdir(parents=True)
+            for i in range(n):
+                Image.fromarray(rng.integers(0, 255, (56, 84, 3), np.uint8)).save(tmp_path / name / split / f'{i}.png')
+    sizes = '--resolution 56x84 --grid_size native --num_epochs 1 --warmup_epochs 0 --slot_dim 32 --hidden_dim 32'
+    args = f'train --preset version_0_1 --weights random --num_slots 4 --device cpu {sizes}'.split()
+    args += ['--save_dir', tmp_path / 'run', '--data_dir']
+    result = tmp_path / 'run/dinov2_vits14/result.json'
+    assert slotnb(capsys, *args, tmp_path / 'a')[0] == 0
+    first = result.read_bytes()
+    (tmp_path / 'a').rename(tmp_path / 'moved')
+    assert slotnb(capsys, *args, tmp_path / 'moved')[0] == 0 and result.read_bytes() == first
+    code, _, err = slotnb(capsys, *args, tmp_path / 'b')
+    assert code == 2 and "images: those of the split 'train' have changed" in err and err.count('\n') == 1
+    (tmp_path / 'moved/test/0.png').rename(tmp_path / 'moved/test/9.png')
+    Image.fromarray(rng.integers(0, 255, (56, 84, 3), np.uint8)).save(tmp_path / 'moved/test/0.png')
+    code, _, err = slotnb(capsys, *args, tmp_path / 'moved')
+    assert code == 2 and "split 'test'" in err
+    (tmp_path / 'moved').rename(tmp_path / 'a')
+    with pytest.raises(SlotnbError, match='other images'):
+        evaluate(result.parent, show_progress=False)
+    assert result.read_bytes() == first
 
 
 def test_heic(tmp_path, capsys):

@@ -30,7 +30,7 @@ ALLOWED = {
     'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
     'runs.inputs runs.masks',
     'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
-    'runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
+    'runs.folder runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs '
     'runs.notebooks',
     # runs: what a run is made of
@@ -102,8 +102,8 @@ ALLOWED = {
     # commands
     'commands.segment': 'core evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
     'segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server formats.detect report runs.checkpoints runs.config segment.folder '
-    'sweep train',
+    'commands.runs': 'core evaluate explorer.server formats.detect report runs.checkpoints runs.config runs.inputs '
+    'segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }

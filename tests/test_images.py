@@ -1,11 +1,13 @@
 "A folder of pictures: every kind of file that people bring, with masks or without."
 
 import errno
+import os
 import numpy as np
 import pytest
 from PIL import Image
-from slotnb.core import SlotnbError
+from slotnb.core import SlotnbError, read_json
 from slotnb.data import decode_image, read_image, read_segmentation
+from slotnb.formats.detect import open_dataset
 from slotnb.formats.images import ImageFolder
 
 RNG = np.random.default_rng(0)
@@ -200,3 +202,21 @@ def test_splits_are_sub_folders(tmp_path):
     (tmp_path / 'val').mkdir()
     with pytest.raises(SlotnbError, match='holds no image'):
         ImageFolder(tmp_path, 'val')
+
+
+def test_pipes_and_the_home_folder(tmp_path, monkeypatch):
+    "A pipe called .png is not opened, which would wait for ever; ~ is the home folder."
+    monkeypatch.setenv('HOME', str(tmp_path))
+    (tmp_path / 'photos').mkdir()
+    Image.new('RGB', (8, 8)).save(tmp_path / 'photos/a.png')
+    os.mkfifo(tmp_path / 'photos/b.png')
+    os.mkfifo(tmp_path / 'c.mp4')
+    os.mkfifo(tmp_path / 'd.json')
+    data = open_dataset('~/photos', None, progress=False)
+    assert data.scenes == ['a'] and data[0].image.shape == (8, 8, 3)
+    with pytest.raises(SlotnbError, match='no regular file'):
+        open_dataset('~/c.mp4', progress=False)
+    with pytest.raises(SlotnbError, match='no regular file'):
+        read_json(tmp_path / 'd.json')
+    with pytest.raises(SlotnbError, match='data_dir is empty'):
+        open_dataset('', progress=False)

@@ -16,6 +16,7 @@ from ..formats.detect import has_no_splits, open_dataset
 from ..report import build_report
 from ..runs.checkpoints import checkpoint_path
 from ..runs.config import PRESETS, TrainConfig, preset
+from ..runs.inputs import prepare
 from ..segment.folder import write_masks
 from ..sweep import SweepConfig, sweep
 from ..train import fit
@@ -69,7 +70,8 @@ def with_preset(
 # %% ../../nbs/commands/runs.ipynb #d28ace98
 def _train(c):
     c = TrainConfig(**{f.name: getattr(c, f.name) for f in fields(TrainConfig)})
-    result = evaluate(fit(c), trust=True)  # the command line names the classes itself
+    run_dir = fit(c)
+    result = evaluate(run_dir, data=prepare(c), trust=True)  # the command line names the classes itself
     scores = {'ARI': 'ari', 'FG-ARI': 'fg_ari', 'mBO': 'mbo'}
     text = f"{c.run_dir / 'best_model.safetensors'}: best epoch {result['best_epoch'] + 1} of {c.num_epochs}, "
     text += f"test MSE {result['test_mse']:.3f}, FVU {result['test_fvu']:.3f}; "

@@ -23,9 +23,11 @@ def open_dataset(
     progress: bool = True,  # show progress bars
 ) -> Dataset:
     "Detect the format of a path and open it. Raises `SlotnbError` if no format matches."
-    path, options = Path(data_dir), dict(skip_broken=skip_broken, progress=progress)
     if not str(data_dir).strip():
         raise SlotnbError('data_dir is empty; give a folder of scenes, images, videos or .tar shards')
+    if '://' not in str(data_dir):
+        data_dir = Path(data_dir).expanduser()
+    path, options = Path(data_dir), dict(skip_broken=skip_broken, progress=progress)
     if '://' in str(data_dir) or _has(path, *('*/' * depth + 'dataset_info.json' for depth in range(3)), '*.tfrecord*'):
         from slotnb.formats.movi import MoviRecords  # requires the extra `movi`
 
@@ -36,6 +38,8 @@ def open_dataset(
         return TarShards(data_dir, split, max_frames, **options)
     if not path.exists():
         raise SlotnbError(f"data_dir '{path}' does not exist; give a folder of scenes, images, videos or .tar shards")
+    if not (path.is_dir() or path.is_file()):
+        raise SlotnbError(f"'{path}' is no regular file; give a folder, an image, a video or a .tar shard")
     if not path.is_dir():
         return _open_file(path, split, max_frames, options)
     if _has(path, '*/*/rgba_*.png'):
@@ -65,7 +69,7 @@ def has_no_splits(
     data_dir: str | Path,  # as in `open_dataset`
 ) -> bool:
     "Whether a path is a folder of images or videos without folders for splits."
-    path = Path(data_dir)
+    path = Path(data_dir).expanduser()
     if '://' in str(data_dir) or not path.is_dir() or any((path / split).is_dir() for split in SPLITS):
         return False
     others = (

@@ -22,8 +22,9 @@ def find_files(
     root: str | Path,  # a folder
     suffixes: tuple[str, ...],  # lower case, with the dot
 ) -> list[Path]:  # sorted by path
-    "Find files by suffix in a folder and its sub-folders, without hidden ones."
-    files = ((p, p.relative_to(root).parts) for p in Path(root).rglob('*') if p.suffix.lower() in suffixes)
+    "Find files by suffix in a folder and its sub-folders, without hidden ones, pipes and sockets."
+    named = (p for p in Path(root).rglob('*') if p.suffix.lower() in suffixes)
+    files = ((p, p.relative_to(root).parts) for p in named if not (p.is_fifo() or p.is_socket()))
     return sorted(p for p, parts in files if not any(part.startswith('.') for part in parts))
 
 

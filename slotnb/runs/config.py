@@ -122,7 +122,9 @@ class TrainConfig(FeatureSettings):
     def run_dir(self) -> Path:
         "The folder of the run."
         stem = file_stem(self.backbone)
-        return Path(self.save_dir) / (re.sub(r'[^\w.-]+', '_', stem).strip('_') if is_custom(self.backbone) else stem)
+        return Path(self.save_dir).expanduser() / (
+            re.sub(r'[^\w.-]+', '_', stem).strip('_') if is_custom(self.backbone) else stem
+        )
 
     def check_parts(self):
         "Import the classes that the settings name, so that a wrong name is reported before any feature is computed."

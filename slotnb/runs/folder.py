@@ -33,12 +33,12 @@ MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when
 
 def check_same_run(
     path: Path,  # of config.json
-    **new,  # its parts: config, backbone
+    **new,  # its parts: config, backbone, and data: the digests of `RunData`
 ) -> bool:  # False when there is no run yet
-    "Refuse a folder whose run has other settings."
+    "Refuse a folder whose run has other settings or was trained on other images."
     if not path.exists():
         return False
-    old = read_json(path)
+    old, data = read_json(path), new.pop('data', {})
     for part in new:
         for k, v in new[part].items():
             there = old.get(part, {}).get(k)
@@ -47,12 +47,19 @@ def check_same_run(
                     f'{path.parent} holds a run with other settings ({k} {there!r} there, {v!r} here); '
                     'choose another save_dir or delete that folder'
                 )
+    for split, images in data.items():
+        if old.get('data', {}).get(split, images) != images:
+            raise SlotnbError(
+                f"{path.parent} holds a run on other images: those of the split '{split}' have changed since; "
+                'choose another save_dir, or delete that folder to train anew'
+            )
     return True
 
 
-def _claim(config, record, engine):
+def _claim(config, data, engine):
     "Write config.json, or check the one that is there; the engine that really ran is recorded."
-    path, about = config.run_dir / 'config.json', dict(config=asdict(config), backbone=record)
+    path = config.run_dir / 'config.json'
+    about = dict(config=asdict(config), backbone=data.record, data=data.digests)
     if not check_same_run(path, **about):
         signed = signature(about['config'])
         write_json(path, about | dict(versions=versions(), trained_with=[engine], signature=signed))
@@ -147,7 +154,7 @@ class RunState:
             raise
 
     def _open(self, config, data, norm, model, opt, engine, save_every):
-        changed = _claim(config, data.record, engine)
+        changed = _claim(config, data, engine)
         self.config, self.norm, self.scale, self.model, self.opt = config, norm, data.scale, model, opt
         self.folder, self.path, self.save_every = config.run_dir, config.run_dir / 'last_state.safetensors', save_every
         self.epoch, self.best, self.best_epoch, self.warned = 0, math.inf, -1, ''

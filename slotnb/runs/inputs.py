@@ -35,6 +35,7 @@ class RunData(NamedTuple):
     record: dict  # of the backbone
     scale: float  # factor that `feature_std` applies; 1 otherwise
     scenes: dict[str, Dataset]  # 'train' (with the held-out ones) and 'test'
+    digests: dict[str, str] = {}  # of the images of both splits and the backbone; part of a run's identity
 
 
 def frozen_backbone(
@@ -90,6 +91,7 @@ def prepare(
         record=backbone.record,
         scale=scale,
         scenes=data,
+        digests=dict(train=train.folder.name, test=test.folder.name),
     )
 
 # %% ../../nbs/runs/inputs.ipynb #c5afd157
