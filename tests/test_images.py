@@ -220,3 +220,17 @@ def test_pipes_and_the_home_folder(tmp_path, monkeypatch):
         read_json(tmp_path / 'd.json')
     with pytest.raises(SlotnbError, match='data_dir is empty'):
         open_dataset('', progress=False)
+
+
+@pytest.mark.parametrize('mask', ['labels/a.png', 'Annotations/480p/a.png', 'Masks/a.png', 'a_mask.png', 'a_flat.png'])
+def test_masks_of_other_layouts_are_not_taken_for_photographs(tmp_path, mask):
+    "CLEVRTex, DAVIS and others: one sentence instead of twice as many images."
+    Image.fromarray(RGB).save(tmp_path / 'a.png')
+    assert len(ImageFolder(tmp_path)) == 1
+    (tmp_path / mask).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(SEG).save(tmp_path / mask)
+    with pytest.raises(SlotnbError, match='looks like a mask'):
+        ImageFolder(tmp_path)
+    Image.fromarray(RGB).save(tmp_path / 'b_mask.png')  # nothing beside it that it could be the mask of
+    (tmp_path / mask).unlink()
+    assert len(ImageFolder(tmp_path)) == 2

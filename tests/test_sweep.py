@@ -28,7 +28,7 @@ def assert_tables_agree(notebook: Path, folder: Path):
         cells = table.iloc[:, num_keys:].to_numpy().ravel().tolist()
         assert cells in shown, f'{p.name} is not shown by {notebook.name}; make report writes both'
     runs = pd.read_csv(folder / 'runs.csv')
-    results = pd.read_csv(folder / 'results.csv').set_index(['label', 'normalizer'])
+    results = pd.read_csv(folder / 'results.csv', dtype=str).set_index(['label', 'normalizer'])
     for key, g in runs.groupby(['label', 'normalizer']):
         assert results.loc[key, 'mBO'].split(' ± ')[0] == f'{100 * g.mbo_attn.mean():.1f}'
     assert {'floors.csv', 'curves.csv', 'features.csv'} <= {p.name for p in folder.iterdir()}

@@ -7,6 +7,7 @@ __all__ = ['SUFFIXES', 'find_files', 'number_instances', 'ImageFolder']
 
 # %% ../../nbs/formats/images.ipynb #cell-2
 import os
+import re
 from collections import Counter
 from pathlib import Path
 import numpy as np
@@ -64,6 +65,7 @@ class ImageFolder(Dataset):
         self.has_ground_truth = masks.is_dir()
         files = [f for f in find_files(root, SUFFIXES) if masks not in f.parents]
         self.unread = _other_files(root, masks)
+        _refuse_masks(root, files)
         if not files:
             raise SlotnbError(f"{root} holds no image; expected {', '.join(SUFFIXES)}")
         names = {}
@@ -95,6 +97,28 @@ class ImageFolder(Dataset):
         return Sample(entry.name, 0, path, image, seg, insts, rotated)
 
 # %% ../../nbs/formats/images.ipynb #cell-10
+_MASK_FOLDERS = (
+    'mask labels label annotations segmentation segmentations segmentationobject segmentationclass gt'.split()
+)
+_MASK_SUFFIXES = re.compile(
+    r'(.+)[._-](mask|masks|seg|segmentation|label|labels|gt|flat|albedo|depth|normal|shadow)', re.I
+)
+
+
+def _refuse_masks(root, files):
+    "Masks of a layout that is not read would be taken for photographs."
+    names = {f.relative_to(root).with_suffix('').as_posix() for f in files}
+    for f in files:
+        parts = f.relative_to(root).parts[:-1]
+        folder = next((p for p in parts if p.lower() in (*_MASK_FOLDERS, 'masks')), '')
+        beside = _MASK_SUFFIXES.fullmatch(f.relative_to(root).with_suffix('').as_posix())
+        if folder or beside and beside[1] in names:
+            raise SlotnbError(
+                f'{f} looks like a mask and would be read as a photograph; put masks into a folder masks beside the '
+                'images, under the names of the images, or move them elsewhere'
+            )
+
+
 def _other_files(root, masks):
     "Suffixes of the files that are neither images nor hidden: how many of each."
     found = (p for p in root.rglob('*') if masks not in p.parents and p.is_file())
