@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from slotnb.core import SlotnbError, read_json
 from slotnb.data import decode_image, read_image, read_segmentation
-from slotnb.formats.detect import open_dataset
+from slotnb.formats.detect import open_dataset, open_part
 from slotnb.formats.images import ImageFolder
 
 RNG = np.random.default_rng(0)
@@ -234,3 +234,29 @@ def test_masks_of_other_layouts_are_not_taken_for_photographs(tmp_path, mask):
     Image.fromarray(RGB).save(tmp_path / 'b_mask.png')  # nothing beside it that it could be the mask of
     (tmp_path / mask).unlink()
     assert len(ImageFolder(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    'folders', [('train2017', 'val2017'), ('training', 'validation'), ('images/train', 'images/val')]
+)
+def test_splits_under_other_names_are_not_merged(tmp_path, folders):
+    "COCO, ADE20K and others: one sentence that names them; without a split everything is read."
+    for name in folders:
+        (tmp_path / name).mkdir(parents=True)
+        Image.fromarray(RGB).save(tmp_path / name / 'a.png')
+    with pytest.raises(SlotnbError, match=folders[1].split('/')[-1]):
+        open_part(tmp_path, 'train', progress=False)
+    with pytest.raises(SlotnbError, match="no split 'test'|validation"):
+        open_part(tmp_path, 'test', progress=False)
+    assert len(open_dataset(tmp_path, None, progress=False)) == 2
+
+
+def test_masks_beside_the_images_under_another_name(tmp_path):
+    for name in ('images', 'labels'):
+        (tmp_path / name).mkdir()
+    Image.fromarray(RGB).save(tmp_path / 'images/a.png')
+    (tmp_path / 'labels/a.txt').touch()  # boxes, for example
+    assert len(ImageFolder(tmp_path)) == 1
+    Image.fromarray(SEG).save(tmp_path / 'labels/a.png')
+    with pytest.raises(SlotnbError, match="labels' looks like masks"):
+        ImageFolder(tmp_path)
