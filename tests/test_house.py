@@ -75,14 +75,14 @@ ALLOWED = {
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features metrics model normalizer parts plots refine '
-    'runs.inputs',
+    'runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
-    'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots',
+    'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
     'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views metrics '
     'plots runs.config runs.inputs runs.masks',
     'explorer.controls': 'core explorer.pages explorer.replay explorer.state explorer.viewer explorer.views normalizer',
     'explorer.widget': 'core data evaluate explorer.controls explorer.pages explorer.replay explorer.state '
-    'explorer.viewer explorer.views',
+    'explorer.viewer explorer.views segment.result',
     'explorer.server': 'core explorer.state explorer.widget parts',
     # appendix
     'parts': 'core',

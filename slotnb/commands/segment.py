@@ -17,7 +17,7 @@ from ..evaluate import load_run
 from ..formats.detect import open_dataset
 from ..runs.checkpoints import checkpoint_path
 from ..runs.config import FeatureSettings
-from ..runs.inputs import frozen_backbone
+from ..runs.inputs import frozen_backbone, tell_unread
 from ..segment.folder import MaskFiles, write_masks
 from ..segment.segmenter import ClusterSlots, Segmenter
 
@@ -57,8 +57,7 @@ def run(
     files = MaskFiles(c.soft, c.coco)
     path = c.path if '://' in c.path else Path(c.path).expanduser()
     data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken)
-    if data.unread:
-        tqdm.write(f'{path}: not read: {", ".join(f"{n} {suffix}" for suffix, n in data.unread.items())}')
+    tell_unread(data, path)
     segmenter, about = find_segmenter(c)
     settings = {k: getattr(c, k) for k in 'num_slots refine min_pixels work_size'.split()}
     out = Path(c.out).expanduser()

@@ -13,7 +13,7 @@ import numpy as np
 from torch import Tensor
 from ..data import Sample
 from .state import State
-from .viewer import SceneOutput, Viewer, one_thread, shrink
+from .viewer import SceneOutput, Viewer, one_thread
 from slotnb.explorer.views import (
     NUMBERS,
     Picture,
@@ -29,6 +29,7 @@ from slotnb.explorer.views import (
 )
 from ..metrics import hard_masks
 from ..plots import colorize, match_colors, overlay
+from ..segment.result import shrink
 
 # %% ../../nbs/explorer/pages.ipynb #pages-7
 def segment_colors(

@@ -18,8 +18,9 @@ from slotnb.explorer.controls import Controls, fvu_curve, numbers_table
 from slotnb.explorer.pages import runs_page, scene_page
 from slotnb.explorer.replay import Replay, training_page
 from slotnb.explorer.state import State, find_runs
-from slotnb.explorer.viewer import Viewer, shrink
+from slotnb.explorer.viewer import Viewer
 from slotnb.explorer.views import Picture
+from slotnb.segment.result import shrink
 
 anywidget, w = (need_extra(name, 'explore', 'the explorer needs') for name in ('anywidget', 'ipywidgets'))
 

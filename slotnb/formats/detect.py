@@ -79,7 +79,9 @@ def has_no_splits(
         '*/rgba_*.png',
         '*/*/rgba_*.png',
     )
-    return not _has(path, *others, '*.tar', '*/*.tar') and any(_count(path))
+    return not _has(path, *others, '*.tar', '*/*.tar') and any(
+        suffix in IMAGES + VIDEOS for suffix in _visible_suffixes(path)
+    )
 
 
 def open_part(
@@ -123,12 +125,16 @@ def _open_file(path, split, max_frames, options):
     raise _unknown(path, 'no reader supports this file')
 
 
-def _count(path):
-    "Number of images and videos in a folder and its sub-folders, without hidden ones."
-    suffixes = Counter()
+def _visible_suffixes(path):
+    "Suffixes of what lies in a folder and its sub-folders, without hidden ones."
     for p in path.rglob('*'):
         if not any(part.startswith('.') for part in p.relative_to(path).parts):
-            suffixes[p.suffix.lower()] += 1
+            yield p.suffix.lower()
+
+
+def _count(path):
+    "Number of images and videos in a folder and its sub-folders, without hidden ones."
+    suffixes = Counter(_visible_suffixes(path))
     return sum(suffixes[s] for s in IMAGES), sum(suffixes[s] for s in VIDEOS)
 
 

@@ -14,7 +14,7 @@ from torch.nn.functional import cosine_similarity
 from ..backbones import ViTBackbone
 from ..core import SlotnbError, atomic_path, read_json, write_json
 from ..features import compute_features
-from .checkpoints import SHIPPED, checkpoint_path, load_tensors, save_tensors
+from .checkpoints import checkpoint_path, load_tensors, save_tensors
 
 # %% ../../nbs/runs/shipped.ipynb #15a36fc6
 def probe_image() -> np.ndarray:  # (224 224 3) uint8

@@ -15,7 +15,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, read_json, write_json
 from ..data import Dataset, Sample, read_image, read_segmentation

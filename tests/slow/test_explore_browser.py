@@ -19,7 +19,8 @@ from conftest import DATA, ROOT
 from slotnb.explorer.pages import runs_page, scene_page
 from slotnb.explorer.server import _free_port, _listens
 from slotnb.explorer.state import State
-from slotnb.explorer.viewer import Viewer, one_thread, shrink
+from slotnb.explorer.viewer import Viewer, one_thread
+from slotnb.segment.result import shrink
 from slotnb.explorer.views import NUMBERS, Picture
 from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.train import fit
