@@ -38,7 +38,7 @@ claims: install ## test the claims of the source report anew: reports/claims, an
 test: install ## what guards correctness: core notebooks and the fast tests, at most 12 minutes on 2 cores
 	$(PYTEST) tests --ignore=tests/slow
 
-test-all: test ## and the rest: the other notebooks, the browser, the site, the renderer, a small benchmark
+test-all: test ## and the rest: the other notebooks, the browser, the site, the renderer, compiled code, a small benchmark
 	$(PYTEST) tests/slow
 
 bench: install ## measure speed and quality of the engines: benchmarks/results/<machine>.json, reports/speed.ipynb
