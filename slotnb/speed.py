@@ -48,17 +48,19 @@ def used_table(
     return pd.DataFrame(rows).set_index(['size', 'side'])
 
 # %% ../nbs/appendix/speed.ipynb #c19fc7c7
+_SCORES = dict(  # column of a result: its name, its factor, digits
+    test_fvu=('FVU', 1, 3), fg_ari_attn=('FG-ARI', 100, 1), ari_attn=('ARI', 100, 1), mbo_attn=('mBO', 100, 1)
+)
+
+
 def scores_table(
     result: dict,  # of benchmarks/run.py
 ) -> pd.DataFrame:  # text; one row per arm
     "Scores of the trained models on the test scenes: mean ± standard deviation over seeds."
-    names = dict(
-        test_fvu=('FVU', 1, 3), fg_ari_attn=('FG-ARI', 100, 1), ari_attn=('ARI', 100, 1), mbo_attn=('mBO', 100, 1)
-    )
     rows = []
     for arm, g in pd.DataFrame(result['quality']['result']['rows']).groupby('arm', sort=False):
         row = {'arm': arm, 'seeds': str(len(g))}
-        for k, (name, factor, digits) in names.items():
+        for k, (name, factor, digits) in _SCORES.items():
             row[name] = f'{factor * g[k].mean():.{digits}f} ± {factor * g[k].std():.{digits}f}'
         rows.append(row)
     return pd.DataFrame(rows).set_index('arm')
@@ -68,13 +70,10 @@ def paired_table(
     result: dict,  # of benchmarks/run.py
 ) -> pd.DataFrame:  # text; one row per arm
     "Each arm minus the default engine, paired by seed: mean difference and its 95 % interval."
-    names = dict(
-        test_fvu=('FVU', 1, 3), fg_ari_attn=('FG-ARI', 100, 1), ari_attn=('ARI', 100, 1), mbo_attn=('mBO', 100, 1)
-    )
     rows = []
     for r in result['quality']['result']['paired']:
         row = {'arm': r['arm'], 'minus': r['base'], 'seeds': str(r['seeds'])}
-        for k, (name, factor, digits) in names.items():
+        for k, (name, factor, digits) in _SCORES.items():
             d = r[k]
             row[name] = f"{factor * d['difference']:+.{digits}f} ± {factor * d['interval']:.{digits}f}"
         rows.append(row)
