@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from ..backbones import ViTBackbone
-from ..core import SlotnbError, generator
+from ..core import SlotnbError, digest, generator
 from ..data import Dataset
 from ..features import LazyFeatures, extract
 from ..formats.detect import has_no_splits, open_part
@@ -35,7 +35,7 @@ class RunData(NamedTuple):
     record: dict  # of the backbone
     scale: float  # factor that `feature_std` applies; 1 otherwise
     scenes: dict[str, Dataset]  # 'train' (with the held-out ones) and 'test'
-    digests: dict[str, str] = {}  # of the images of both splits and the backbone; part of a run's identity
+    digests: dict[str, str] = {}  # of images (with the backbone) and masks of both splits; part of a run's identity
 
 
 def frozen_backbone(
@@ -72,6 +72,29 @@ def open_split(
     return data
 
 
+class _WithMasks(Dataset):
+    "A dataset that also digests its masks when its images are digested, so that nothing is decoded twice."
+
+    def __init__(self, data):
+        super().__init__(data.root, data.entries)
+        self.data, self.seen, self.masks = data, None, ''
+
+    def read(self, entry):
+        sample = self.data.read(entry)
+        if self.seen is not None:
+            seg = sample.segmentation
+            self.seen.append(None if seg is None else digest(seg.tobytes(), [*seg.shape], sample.materials))
+        return sample
+
+    def fingerprint(self, progress=True):
+        if type(self.data).fingerprint is not Dataset.fingerprint:  # of stored checksums, those of the masks included
+            return self.data.fingerprint(progress)
+        self.seen = []
+        images = super().fingerprint(progress)
+        self.masks, self.seen = digest(self.seen), None
+        return images
+
+
 def prepare(
     config: TrainConfig,
     show_progress: bool = True,  # a bar while features are computed
@@ -87,7 +110,8 @@ def prepare(
             f"'{config.data_dir}' after {num_val} were held out"
         )
     backbone = frozen_backbone(config)
-    train, test = (extract(backbone, data[split], show_progress=show_progress) for split in ('train', 'test'))
+    read = {split: _WithMasks(data[split]) for split in data}
+    train, test = (extract(backbone, read[split], show_progress=show_progress) for split in ('train', 'test'))
     scale = config.feature_std / Moments.of(train).total_std if config.feature_std else 1.0
     rescale = None if scale == 1 else lambda x: x * scale
     order = torch.randperm(len(train), generator=generator('held out'))
@@ -100,7 +124,7 @@ def prepare(
         record=backbone.record,
         scale=scale,
         scenes=data,
-        digests=dict(train=train.folder.name, test=test.folder.name),
+        digests=dict(train=train.folder.name, test=test.folder.name) | {f'{k} masks': v.masks for k, v in read.items()},
     )
 
 # %% ../../nbs/runs/inputs.ipynb #c5afd157
