@@ -27,7 +27,7 @@ from .runs.checkpoints import checkpoint_path, load_into, load_tensors
 from .runs.config import TrainConfig
 from .runs.folder import RunState
 from .runs.identity import check_same_run, same_threads
-from .runs.inputs import RunData, fit_normalizer, load_if_fits, prepare
+from .runs.inputs import RunData, check_memory, fit_normalizer, load_if_fits, prepare
 from .runs.masks import NUM_TRACKED
 
 # %% ../nbs/13_train.ipynb #cfa554fb
@@ -188,6 +188,7 @@ def _train_round(
     "Train one model in the space of one normalizer, or resume."
     device = default_device(config.device)
     train, val = load_if_fits(data, norm, device)
+    check_memory(config, train.shape)
     model = build(config, train.shape[-1], tuple(data.record['grid'])).to(device)
     opt = make_optimizer(config, model.parameters())
     step, engine = make_step(config, model, opt)
