@@ -125,18 +125,21 @@ def read_json(
     path: str | Path,  # file to read
 ):
     "Read a JSON file; `SlotnbError` if it is missing or not valid JSON."
-    if Path(path).is_fifo():
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
         raise SlotnbError(f'{path} is no regular file; put the file itself there')
     try:
         return json.loads(Path(path).read_text())
     except OSError as e:
         raise cannot_read(path, e) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as e:
+    except RecursionError:
+        raise SlotnbError(f'{path} is not valid JSON (nested too deeply)') from None
+    except ValueError as e:  # also no text, and integers of thousands of digits
         raise SlotnbError(f'{path} is not valid JSON ({e})') from None
 
 # %% ../nbs/00_core.ipynb #cell-20
 def digest(
     *parts: bytes
+    | memoryview
     | str
     | Path
     | dict,  # bytes as they are, a `Path` by its file's content, anything else as JSON with sorted keys
@@ -148,14 +151,19 @@ def digest(
             with open(p, 'rb') as f:
                 d = hashlib.file_digest(f, 'sha256').digest()
         else:
-            d = hashlib.sha256(p if isinstance(p, bytes) else json.dumps(p, sort_keys=True).encode()).digest()
+            d = hashlib.sha256(
+                p if isinstance(p, (bytes, memoryview)) else json.dumps(p, sort_keys=True).encode()
+            ).digest()
         h.update(d)
     return h.hexdigest()[:16]
 
 
 def cache_dir() -> Path:  # `$SLOTNB_CACHE`, else `~/.cache/slotnb`
     "Folder for cached features and weights."
-    return Path(os.environ.get('SLOTNB_CACHE') or Path.home() / '.cache/slotnb')
+    try:
+        return Path(os.environ.get('SLOTNB_CACHE') or Path.home() / '.cache/slotnb').expanduser()
+    except RuntimeError:
+        raise SlotnbError('this account has no home directory; set SLOTNB_CACHE to a folder for the cache') from None
 
 # %% ../nbs/00_core.ipynb #cell-23
 def check_shape(

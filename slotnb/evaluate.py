@@ -27,9 +27,10 @@ from .parts import check_trust
 from .refine import merge_slots, refine_masks
 from .runs.checkpoints import SHIPPED, checkpoint_path, load_into, load_tensors, save_tensors
 from .runs.config import TrainConfig
-from .runs.folder import check_same_run
+from .runs.identity import check_same_run, read_about, run_key, same_threads
 from .runs.inputs import RunData, frozen_backbone, make_normalizer, prepare
 from .runs.shipped import check_features
+from .runs.state import read_metrics
 from .segment.result import Segmentation
 from .segment.segmenter import ModelSlots, Segmenter
 
@@ -117,7 +118,7 @@ def load_run(
         shipped = ', '.join(sorted(p.name for p in SHIPPED.iterdir()))
         raise SlotnbError(f"'{path.parent}' is no trained run ({path.name} is missing); shipped models: {shipped}")
     tensors, meta = load_tensors(path)
-    about = read_json(path.parent / 'config.json')
+    about = read_about(path.parent / 'config.json')
     try:
         settings, record = about['config'], about['backbone']
         check_trust(settings, about.get('signature', ''), path.parent / 'config.json', trust)
@@ -128,6 +129,11 @@ def load_run(
     model = build(config, getattr(norm, 'out_dim', dim), grid)
     load_into(model, tensors, 'model', path)
     load_into(norm, tensors, 'normalizer', path)
+    if meta.get('run', key := repr(run_key(about))) != key:
+        raise SlotnbError(
+            f'{path} is of another run than the config.json beside it, or one of them was changed; '
+            'put the original back, or train anew'
+        )
     norm.fitted = True
     return Run(config, record, model.eval(), norm, tensors['scale'].item(), int(meta['epoch']), path.parent)
 
@@ -169,7 +175,15 @@ def _target_kept(run, data):
     )
 
 
-@torch.no_grad()
+def _seconds(run_dir):
+    "Median of timing.csv; NaN if it is damaged, which is no reason to refuse a run."
+    try:
+        timing = pd.read_csv(run_dir / 'timing.csv', names=['epoch', 'seconds'], encoding_errors='replace')
+    except (OSError, ValueError):
+        return math.nan
+    return float(pd.to_numeric(timing.seconds, errors='coerce').median())
+
+
 def evaluate(
     run_dir: str | Path,  # a trained run
     show_progress: bool = True,  # a bar over the test scenes, and one if features have to be computed
@@ -179,10 +193,17 @@ def evaluate(
     refine: bool = True,  # also score refined masks
 ) -> dict:  # also written to result.json; test_scenes.csv has one row per scene
     "Score the best checkpoint on the test scenes: slot attention's, the decoder's, merged and refined masks."
-    run_dir = Path(run_dir)
+    with same_threads(run_dir):
+        return _evaluate(Path(run_dir), show_progress, batch_size, data, trust, refine)
+
+
+@torch.no_grad()
+def _evaluate(run_dir, show_progress, batch_size, data, trust, refine):
+    "What `evaluate` does, with the number of threads that the run began with."
     run = load_run(run_dir, trust)
     data, grid = data or prepare(run.config, show_progress), tuple(run.record['grid'])
     check_same_run(run_dir / 'config.json', data=data.digests)
+    metrics, seconds = read_metrics(run_dir), _seconds(run_dir)
     test, rows, tables, soft = data.scenes['test'], [], [], []
     images = iter(test)
     normalized = LazyFeatures(data.test, run.normalizer)
@@ -205,8 +226,6 @@ def evaluate(
     by_scene, usage = pd.concat(tables), means(rows)
     with atomic_path(run_dir / 'test_scenes.csv') as tmp:
         by_scene.to_csv(tmp)
-    metrics = pd.read_csv(run_dir / 'metrics.csv')
-    timing = pd.read_csv(run_dir / 'timing.csv', names=['epoch', 'seconds'])
     mse, spread, mse_instance, spread_instance = (
         usage.pop(k) for k in ('mse', 'spread', 'mse_instance', 'spread_instance')
     )
@@ -217,10 +236,10 @@ def evaluate(
         test_mse=mse,
         test_fvu=mse / spread,
         test_fvu_instance=mse_instance / spread_instance,
-        seconds_per_epoch=timing.seconds.median(),
+        seconds_per_epoch=seconds,
         train_scenes=len(data.train),
         raw_std=Moments.of(data.train).total_std,
-        engine=read_json(run_dir / 'config.json').get('trained_with', ['unknown'])[-1],
+        engine=read_about(run_dir / 'config.json').get('trained_with', ['unknown'])[-1],
     )
     result |= usage | by_scene.mean().dropna().to_dict() | _target_kept(run, data)
     result['collapse'] = collapse(result | dict(fvu=result['test_fvu']))

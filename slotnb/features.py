@@ -15,14 +15,13 @@ from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from .backbones import ViTBackbone
-from .core import SlotnbError, atomic_path, batches, cache_dir, digest, read_json, write_json
+from .core import SlotnbError, batches, cache_dir, digest, write_json
 from .data import Dataset
+from .feature_shards import add_digests, map_shard, read_index, shard_files, write_shard
 
 # %% ../nbs/03_features.ipynb #cell-12
 def feature_key(
@@ -44,10 +43,13 @@ class Features:
         self,
         folder: str | Path,  # contains index.json and all shards
     ):
-        self.folder, index = Path(folder), _read_index(folder)
+        self.folder, index = Path(folder), read_index(folder)
         self.record, self.shape, self.shard_size = index['record'], tuple(index['shape']), index['shard_size']
         self.order = torch.arange(len(self))
-        self.shards = [_map(path, (stop - start, *self.shape[1:])) for path, start, stop in _shards(self.folder, index)]
+        self.shards = [
+            map_shard(path, (stop - start, *self.shape[1:]), index.get('digests', False))
+            for path, start, stop in shard_files(self.folder, index)
+        ]
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -75,41 +77,6 @@ class Features:
     def feats(self) -> Tensor:  # (s n d) float32, in the order of the dataset
         "All features, loaded once and kept in memory."
         return self.load()
-
-# %% ../nbs/03_features.ipynb #cell-16
-def _read_index(folder):
-    index, path = read_json(Path(folder) / 'index.json'), Path(folder) / 'index.json'
-    try:
-        ok = (
-            len(index['shape']) == 3
-            and all(isinstance(n, int) and n > 0 for n in [*index['shape'], index['shard_size']])
-            and isinstance(index['record'], dict)
-        )
-    except (KeyError, TypeError):
-        ok = False
-    if not ok:
-        raise SlotnbError(f'{path} is not the index of a feature cache; delete the folder and run again')
-    return index
-
-
-def _shards(folder, index):
-    "(path, first sample, last sample + 1) of every shard, whether it exists or not."
-    total, size = index['shape'][0], index['shard_size']
-    return [
-        (folder / f'{i:05}.safetensors', i * size, min((i + 1) * size, total)) for i in range(math.ceil(total / size))
-    ]
-
-
-def _map(path, shape):
-    "A shard as a memory-mapped tensor."
-    try:
-        with safe_open(path, 'pt') as f:
-            feats = f.get_tensor('feats')
-        if tuple(feats.shape) != shape:
-            raise OSError(f'it holds {tuple(feats.shape)}, the index says {shape}')
-    except (SafetensorError, OSError) as e:
-        raise SlotnbError(f'cached features {path} cannot be read ({e}); delete the file and run again') from None
-    return feats
 
 # %% ../nbs/03_features.ipynb #cell-18
 class _Images(torch.utils.data.Dataset):
@@ -171,11 +138,11 @@ def extract(
     "Patch tokens of all images, read from the cache; missing shards are computed."
     folder = Path(cache or cache_dir() / 'features') / feature_key(backbone, dataset, show_progress)
     index = (
-        _read_index(folder)
+        add_digests(folder, read_index(folder), show_progress)
         if (folder / 'index.json').exists()
         else _new_index(backbone.record, len(dataset), shard_size)
     )
-    missing = [shard for shard in _shards(folder, index) if not shard[0].exists()]
+    missing = [shard for shard in shard_files(folder, index) if not shard[0].exists()]
     speed = (
         _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress) if missing else None
     )
@@ -187,9 +154,8 @@ def extract(
 def _new_index(record, samples, shard_size):
     if shard_size < 1:
         raise SlotnbError(f'shard_size {shard_size} must be at least 1')
-    return dict(
-        shape=[samples, math.prod(record['grid']), record['dim']], shard_size=shard_size, dtype='float16', record=record
-    )
+    shape = [samples, math.prod(record['grid']), record['dim']]
+    return dict(shape=shape, shard_size=shard_size, dtype='float16', digests=True, record=record)
 
 
 def _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress):
@@ -217,8 +183,7 @@ def _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, sh
                     since = time.perf_counter()
                 else:
                     done += len(feats[-1])
-            with atomic_path(path) as tmp:
-                tmp.write_bytes(save(dict(feats=torch.cat(feats))))
+            write_shard(path, torch.cat(feats))
     return done / (time.perf_counter() - since) if done else None
 
 # %% ../nbs/03_features.ipynb #lazy

@@ -7,10 +7,7 @@ __all__ = ['declared_parameters', 'check_parameters', 'plan_runs', 'run_status',
            'parse_settings', 'train_together', 'sweep']
 
 # %% ../nbs/15_sweep.ipynb #cell-2
-import json
 import os
-import subprocess
-import sys
 import time
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
@@ -27,8 +24,9 @@ from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
 from .runs.config import TrainConfig
 from .runs.inputs import frozen_backbone, open_split, prepare
-from .runs.folder import check_same_run, epochs_done, mark_failed
-from .runs.notebooks import find_notebook
+from .runs.folder import epochs_done, mark_failed
+from .runs.identity import check_same_run
+from .runs.notebooks import find_notebook, start_run
 
 # %% ../nbs/15_sweep.ipynb #cell-5
 def declared_parameters(
@@ -37,7 +35,14 @@ def declared_parameters(
     "The parameters that a notebook declares in its tagged cell, one per line."
     import papermill as pm
 
-    found = pm.inspect_notebook(str(find_notebook(notebook)))
+    path = find_notebook(notebook)
+    try:
+        found = pm.inspect_notebook(str(path))
+    except Exception as e:  # whatever nbformat and papermill raise on other files
+        why = ' '.join(str(e).split())[:80]
+        raise SlotnbError(
+            f'notebook {notebook} cannot be read ({type(e).__name__}: {why}); give a .ipynb file'
+        ) from None
     if not found:
         raise SlotnbError(
             f"notebook {notebook} has no cell tagged 'parameters'; "
@@ -126,30 +131,6 @@ def score_floors(
     return pd.DataFrame(tqdm(rows, 'floors', len(jobs), unit='method', disable=not show_progress))
 
 # %% ../nbs/15_sweep.ipynb #cell-15
-def _start(config, notebook, threads):
-    "Start papermill on the run notebook, in the folder in which the sweep was started."
-    folder = config.run_dir
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / 'failed.json').unlink(missing_ok=True)
-    cmd = [
-        sys.executable,
-        '-m',
-        'papermill',
-        str(find_notebook(notebook)),
-        str(folder / 'run.ipynb'),
-        '--cwd',
-        '.',
-        '--no-progress-bar',
-        '-y',
-        json.dumps(asdict(config)),
-    ]
-    env = os.environ | dict(
-        OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads), TQDM_DISABLE='1', PYTHONUNBUFFERED='1'
-    )
-    with open(folder / 'papermill.log', 'w') as log:
-        return subprocess.Popen(cmd, stdout=log, stderr=subprocess.STDOUT, env=env)
-
-
 def _why(config, code):
     "Record the last error line of a failed run."
     lines = [line.strip() for line in (config.run_dir / 'papermill.log').read_text().splitlines() if line.strip()]
@@ -168,8 +149,8 @@ def run_all(
         check_parameters(notebook, asdict(c))
     todo = [c for c in plan if run_status(c) != 'finished']
     gpu = torch.cuda.is_available() and all(c.device != 'cpu' for c in plan)
-    workers = max(1, min(len(todo), workers or (1 if gpu else os.cpu_count())))
-    threads, live, failed = max(1, os.cpu_count() // workers), {}, {}
+    workers = max(1, min(len(plan), workers or (1 if gpu else os.cpu_count())))
+    threads, live, failed = max(1, os.cpu_count() // workers), {}, {}  # the same when the sweep is started again
     bar = tqdm(
         total=sum(c.num_epochs * len(c.round_configs) for c in plan),
         desc=f'{len(plan)} runs, {len(plan) - len(todo)} finished before',
@@ -181,7 +162,10 @@ def run_all(
         while queue or live:
             while queue and len(live) < workers:
                 c = queue.pop(0)
-                live[c.run_dir] = c, _start(c, notebook, threads)
+                try:
+                    live[c.run_dir] = c, start_run(c, notebook, threads)
+                except SlotnbError as e:
+                    failed[str(c.run_dir)] = mark_failed(c, str(e), 2, 'papermill.log')
             time.sleep(0.5)
             for folder, (c, process) in list(live.items()):
                 if (code := process.poll()) is None:
@@ -256,6 +240,7 @@ def sweep(
     show_progress: bool = True,
 ) -> dict[str, str]:  # what failed and why
     "Run the comparison. A backbone without weights is recorded as not measured and the others run."
+    declared_parameters(config.notebook)  # refuses a file that is no such notebook
     settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir)
     settings |= parse_settings(config.set, config.notebook)
 
@@ -277,8 +262,13 @@ def sweep(
         raise SlotnbError('no backbone is available. ' + ' '.join(missing.values()))
     out, plan = Path(config.out_dir), plan_of(available)
     before = read_json(out / 'sweep.json').get('data', {}) if (out / 'sweep.json').exists() else {}
-    if any(before.get(b, images) != images for b, images in data.items()):
-        raise SlotnbError(f'{out} holds a sweep on other images; choose another out_dir, or delete that folder')
+    for b, parts in data.items():
+        for part, content in parts.items():
+            if before.get(b, {}).get(part, content) != content:
+                raise SlotnbError(
+                    f'{out} holds a sweep on other images or masks (those of {part} have changed since); '
+                    'choose another out_dir, or delete that folder'
+                )
     write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
     if not (out / 'floors.csv').exists():
         score_floors(available[0], plan[0], list(config.seed), show_progress).to_csv(out / 'floors.csv', index=False)

@@ -25,8 +25,9 @@ from .parts import make_part
 from .refine import segment_labels
 from .runs.checkpoints import checkpoint_path, load_into, load_tensors
 from .runs.config import TrainConfig
-from .runs.folder import RunState, check_same_run
-from .runs.inputs import RunData, fit_normalizer, load_if_fits, prepare
+from .runs.folder import RunState
+from .runs.identity import check_same_run, same_threads
+from .runs.inputs import RunData, check_memory, fit_normalizer, load_if_fits, prepare
 from .runs.masks import NUM_TRACKED
 
 # %% ../nbs/13_train.ipynb #cfa554fb
@@ -187,6 +188,7 @@ def _train_round(
     "Train one model in the space of one normalizer, or resume."
     device = default_device(config.device)
     train, val = load_if_fits(data, norm, device)
+    check_memory(config, train.shape)
     model = build(config, train.shape[-1], tuple(data.record['grid'])).to(device)
     opt = make_optimizer(config, model.parameters())
     step, engine = make_step(config, model, opt)
@@ -223,6 +225,12 @@ def fit(
     save_every: float = 10.0,  # seconds between saved states
 ) -> Path:  # the run's folder
     "Train, or resume an interrupted run; a finished run is not touched. `SlotnbError` if the folder holds another run."
+    with same_threads(*(c.run_dir for c in config.round_configs)):
+        return _fit(config, show_progress, save_every)
+
+
+def _fit(config, show_progress, save_every):
+    "What `fit` does, with the number of threads that the run began with."
     check_same_run(config.run_dir / 'config.json', config=asdict(config))  # before features are computed
     data, device, segments = prepare(config, show_progress), default_device(config.device), None
     rounds = config.round_configs

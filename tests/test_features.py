@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from conftest import DATA
 from slotnb import features as F
 from slotnb.backbones import ViTBackbone
-from slotnb.core import SlotnbError, digest, read_json
+from slotnb.core import SlotnbError, digest, read_json, write_json
 from slotnb.data import Dataset, Entry, KubricFolders, Sample
 from slotnb.features import Features, LazyFeatures, extract, feature_key, gather, to_device
 
@@ -169,7 +170,21 @@ def exchange(p):
     p.write_bytes(p.with_name('00000.safetensors').read_bytes())
 
 
-@pytest.mark.parametrize('damage', [cut, empty, foreign, exchange])
+def flip_a_bit(p):
+    data = bytearray(p.read_bytes())
+    data[-3] ^= 1
+    p.write_bytes(data)
+
+
+def swap_scenes(p):
+    save_file(dict(feats=load_file(p)['feats'].flip(0).contiguous()), p)
+
+
+def another_type(p):
+    save_file(dict(feats=load_file(p)['feats'].bfloat16()), p)
+
+
+@pytest.mark.parametrize('damage', [cut, empty, foreign, exchange, flip_a_bit, swap_scenes, another_type])
 def test_a_damaged_shard_is_named_and_only_it_is_redone(tmp_path, damage):
     shard = fill(tmp_path).folder / '00002.safetensors'
     damage(shard)
@@ -179,6 +194,21 @@ def test_a_damaged_shard_is_named_and_only_it_is_redone(tmp_path, damage):
     shard.unlink()
     b = Counting()
     assert torch.equal(fill(tmp_path, backbone=b).feats, want(10)) and b.images == 2
+
+
+def test_a_cache_of_an_older_version_gets_its_digests(tmp_path):
+    "It is read as it is, without the backbone, and checked from then on."
+    folder = fill(tmp_path).folder
+    index = read_json(folder / 'index.json')
+    write_json(folder / 'index.json', {k: v for k, v in index.items() if k != 'digests'})
+    for p in folder.glob('*.safetensors'):
+        save_file(load_file(p), p)
+    b = Counting()
+    assert torch.equal(fill(tmp_path, backbone=b).feats, want(10)) and not b.images
+    assert read_json(folder / 'index.json') == index
+    swap_scenes(folder / '00000.safetensors')
+    with pytest.raises(SlotnbError, match='00000.safetensors cannot be read .*digest'):
+        fill(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +232,7 @@ def test_index_comes_first_and_says_all(tmp_path):
         fill(tmp_path, backbone=Counting(limit=0))
     assert files(tmp_path) == ['index.json']
     index = read_json(next(tmp_path.rglob('index.json')))
-    assert index == dict(shape=[10, 4, 6], shard_size=4, dtype='float16', record=Counting.record)
+    assert index == dict(shape=[10, 4, 6], shard_size=4, dtype='float16', digests=True, record=Counting.record)
     with pytest.raises(SlotnbError, match='00000.safetensors'):
         Features(next(tmp_path.iterdir()))
 

@@ -17,7 +17,7 @@ ALLOWED = {
     'core': '',
     'data': 'core',
     'backbones': 'backbone_specs core custom_backbone layouts parts weights',
-    'features': 'backbones core data',
+    'features': 'backbones core data feature_shards',
     'normalizer': 'core',
     'slot_attention': 'core',
     'decoder': 'core slot_attention',
@@ -28,20 +28,23 @@ ALLOWED = {
     'baselines': 'core',
     'diagnostics': 'core losses metrics normalizer',
     'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
-    'runs.inputs runs.masks',
+    'runs.identity runs.inputs runs.masks',
     'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
-    'runs.folder runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
-    'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs '
-    'runs.notebooks',
+    'runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result segment.segmenter train',
+    'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.identity '
+    'runs.inputs runs.notebooks',
     # runs: what a run is made of
     'runs.config': 'core model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect normalizer parts runs.config',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
-    'runs.notebooks': 'core',
+    'runs.notebooks': 'core runs.config runs.identity runs.owner',
     'runs.shipped': 'backbones core features runs.checkpoints',
     'runs.masks': 'core runs.checkpoints runs.inputs',
-    'runs.folder': 'core diagnostics model parts runs.checkpoints runs.config runs.inputs runs.masks runs.owner',
+    'runs.state': 'core runs.checkpoints',
+    'runs.identity': 'core parts runs.config',
+    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
+    'runs.owner runs.state',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',
     'fast.graphs': '',
@@ -90,6 +93,7 @@ ALLOWED = {
     'layouts': 'core',
     'backbone_specs': 'core',
     'custom_backbone': 'backbone_specs core layouts parts weights',
+    'feature_shards': 'core',
     'feature_measures': 'baselines core data diagnostics metrics normalizer',
     'feature_card_figure': 'feature_measures plots',
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '
@@ -102,8 +106,8 @@ ALLOWED = {
     # commands
     'commands.segment': 'core evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
     'segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server formats.detect report runs.checkpoints runs.config runs.inputs '
-    'segment.folder sweep train',
+    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect report runs.checkpoints runs.config '
+    'runs.identity runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }

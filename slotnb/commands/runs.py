@@ -12,10 +12,12 @@ from typing import Annotated
 import tyro
 from ..core import SlotnbError, digest
 from ..evaluate import evaluate, load_run
+from ..explorer.state import find_runs, find_scenes
 from ..formats.detect import has_no_splits, open_dataset
 from ..report import build_report
 from ..runs.checkpoints import checkpoint_path
 from ..runs.config import PRESETS, TrainConfig, preset
+from ..runs.identity import read_about
 from ..runs.inputs import prepare
 from ..segment.folder import write_masks
 from ..sweep import SweepConfig, sweep
@@ -106,6 +108,13 @@ def _explore(c):
     from slotnb.explorer.server import serve  # needs libraries of the extra `explore`
 
     runs = [c.run, *([c.compare] if c.compare else [])]
+    if not 0 <= c.port <= 65535:
+        raise SlotnbError(f'port {c.port} must be from 1 to 65535, or 0 for a free one')
+    for path in runs:
+        first = next(iter(find_runs(path).values()))
+        read_about((first.parent if first.suffix == '.safetensors' else first) / 'config.json')
+        if c.data_dir:
+            find_scenes(c.data_dir, TrainConfig())  # the page could not say that there are none
     serve(runs, c.data_dir or None, c.port, bool(c.compare), trust=c.allow_custom_code)
 
 

@@ -6,37 +6,63 @@
 __all__ = ['SHIPPED', 'save_tensors', 'load_tensors', 'load_into', 'checkpoint_path', 'warm_start']
 
 # %% ../../nbs/runs/checkpoints.ipynb #c92ab7ac
+import hashlib
+import json
 from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+import torch
 from torch import Tensor, nn
 import slotnb
 from ..core import SlotnbError, atomic_path
 from ..model import SlotAutoencoder
 
 # %% ../../nbs/runs/checkpoints.ipynb #cca179fa
+def _checksum(tensors, meta):
+    "SHA-256 of names, types, shapes and bytes of the tensors, and of the header's other entries."
+    about = [[k, str(tensors[k].dtype), list(tensors[k].shape)] for k in sorted(tensors)]
+    h = hashlib.sha256(json.dumps([about, meta], sort_keys=True).encode())
+    for k in sorted(tensors):
+        h.update(tensors[k].reshape(-1).view(torch.uint8).numpy())
+    return h.hexdigest()
+
+
 def save_tensors(
     path: Path,
     tensors: dict[str, Tensor],
     **meta,  # small values, kept as text in the file's header
 ):
-    "Write a safetensors file, completely or not at all."
-    data = save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, {k: repr(v) for k, v in meta.items()})
-    with atomic_path(path) as tmp:
-        tmp.write_bytes(data)
+    "Write a safetensors file with a checksum, completely or not at all. Equal content gives equal bytes."
+    tensors = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+    meta = {k: repr(v) for k, v in meta.items()}
+    data = save(tensors, meta | dict(checksum=_checksum(tensors, meta)))
+    start = 8 + int.from_bytes(data[:8], 'little')
+    header = json.dumps(json.loads(data[8:start]), sort_keys=True, separators=(',', ':')).encode()
+    header += b' ' * (-len(header) % 8)
+    with atomic_path(path) as tmp, open(tmp, 'wb') as f:
+        f.writelines([len(header).to_bytes(8, 'little'), header, memoryview(data)[start:]])
 
 
 def load_tensors(
     path: Path,
 ) -> tuple[dict[str, Tensor], dict[str, str]]:  # tensors, header
-    "Read a safetensors file. `SlotnbError` names a missing or broken file."
+    "Read a safetensors file and compare its checksum. `SlotnbError` names a missing, broken or changed file."
+    if path.exists() and not path.is_file():
+        raise SlotnbError(f'checkpoint {path} is no regular file; put the file itself there')
     try:
         with safe_open(path, 'pt') as f:
-            return {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+            tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
     except FileNotFoundError:
         raise SlotnbError(f'checkpoint {path} is missing') from None
-    except (SafetensorError, OSError) as e:
+    except (SafetensorError, OSError, ValueError) as e:
         raise SlotnbError(f'checkpoint {path} cannot be read ({e})') from None
+    checksum = meta.pop('checksum', None)
+    if checksum is not None and checksum != _checksum(tensors, meta):
+        raise SlotnbError(
+            f'checkpoint {path} is damaged or was changed: its checksum does not match; put the original back, or '
+            'delete the folder to train anew'
+        )
+    return tensors, meta
 
 
 def load_into(

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['NORMALIZERS', 'IN_MEMORY', 'NOT_OF_DATA', 'RunData', 'frozen_backbone', 'tell_unread', 'open_split', 'prepare',
-           'make_normalizer', 'fit_normalizer', 'load_if_fits', 'data_key']
+           'make_normalizer', 'fit_normalizer', 'check_memory', 'load_if_fits', 'data_key']
 
 # %% ../../nbs/runs/inputs.ipynb #c4cfc59f
 import json
 import math
+import os
 from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
@@ -16,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 from ..backbones import ViTBackbone
-from ..core import SlotnbError, generator
+from ..core import SlotnbError, digest, generator
 from ..data import Dataset
 from ..features import LazyFeatures, extract
 from ..formats.detect import has_no_splits, open_part
@@ -35,7 +36,7 @@ class RunData(NamedTuple):
     record: dict  # of the backbone
     scale: float  # factor that `feature_std` applies; 1 otherwise
     scenes: dict[str, Dataset]  # 'train' (with the held-out ones) and 'test'
-    digests: dict[str, str] = {}  # of the images of both splits and the backbone; part of a run's identity
+    digests: dict[str, str] = {}  # of images (with the backbone) and masks of both splits; part of a run's identity
 
 
 def frozen_backbone(
@@ -72,6 +73,29 @@ def open_split(
     return data
 
 
+class _WithMasks(Dataset):
+    "A dataset that also digests its masks when its images are digested, so that nothing is decoded twice."
+
+    def __init__(self, data):
+        super().__init__(data.root, data.entries)
+        self.data, self.seen, self.masks = data, None, ''
+
+    def read(self, entry):
+        sample = self.data.read(entry)
+        if self.seen is not None:
+            seg = sample.segmentation
+            self.seen.append(None if seg is None else digest(seg.tobytes(), [*seg.shape], sample.materials))
+        return sample
+
+    def fingerprint(self, progress=True):
+        if type(self.data).fingerprint is not Dataset.fingerprint:  # of stored checksums, those of the masks included
+            return self.data.fingerprint(progress)
+        self.seen = []
+        images = super().fingerprint(progress)
+        self.masks, self.seen = digest(self.seen), None
+        return images
+
+
 def prepare(
     config: TrainConfig,
     show_progress: bool = True,  # a bar while features are computed
@@ -87,7 +111,8 @@ def prepare(
             f"'{config.data_dir}' after {num_val} were held out"
         )
     backbone = frozen_backbone(config)
-    train, test = (extract(backbone, data[split], show_progress=show_progress) for split in ('train', 'test'))
+    read = {split: _WithMasks(data[split]) for split in data}
+    train, test = (extract(backbone, read[split], show_progress=show_progress) for split in ('train', 'test'))
     scale = config.feature_std / Moments.of(train).total_std if config.feature_std else 1.0
     rescale = None if scale == 1 else lambda x: x * scale
     order = torch.randperm(len(train), generator=generator('held out'))
@@ -100,7 +125,7 @@ def prepare(
         record=backbone.record,
         scale=scale,
         scenes=data,
-        digests=dict(train=train.folder.name, test=test.folder.name),
+        digests=dict(train=train.folder.name, test=test.folder.name) | {f'{k} masks': v.masks for k, v in read.items()},
     )
 
 # %% ../../nbs/runs/inputs.ipynb #c5afd157
@@ -127,6 +152,24 @@ def fit_normalizer(
     if hasattr(norm, 'fit'):
         norm.fit(data.train) if segments is None else norm.fit(data.train, segments)
     return norm.to(device)
+
+
+def check_memory(
+    config: TrainConfig,
+    shape: tuple[int, int, int],  # (s n d) of the normalized features
+    memory: int | None = None,  # bytes; None: of this machine
+):
+    "Refuse a model that cannot fit. The estimate is low: slot attention's weights with moments, and its masks."
+    slots, width, (_, n, d) = config.num_slots, config.slot_dim, shape
+    weights = 4 * 4 * width * (6 * width + d)
+    masks = 4 * min(config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
+    if memory is None:
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else math.inf
+    if weights + masks > memory:
+        raise SlotnbError(
+            f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
+            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}'
+        )
 
 
 IN_MEMORY = 256 * 2**20  # bytes of normalized features that are kept in memory on a CPU

@@ -18,12 +18,13 @@ class Owner:
     def __init__(
         self,
         folder: str | Path,  # created if it does not exist; gets the hidden file .owner
+        wait: float = 0,  # seconds for another owner to end
     ):
         self.folder, path = Path(folder), Path(folder) / '.owner'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(f'{path}.lock')
-            self.lock.acquire(timeout=0)
+            self.lock.acquire(timeout=wait)
         except Timeout:
             number = path.read_text() if path.exists() else 'unknown'
             raise SlotnbError(
