@@ -29,6 +29,7 @@ from .owner import Owner
 
 # %% ../../nbs/runs/folder.ipynb #cc5026bc
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
+_BEFORE = dict(resize='stretch', extended='')  # what runs did before there was a setting
 
 
 def check_same_run(
@@ -41,7 +42,7 @@ def check_same_run(
     old, data = read_json(path), new.pop('data', {})
     for part in new:
         for k, v in new[part].items():
-            there = old.get(part, {}).get(k)
+            there = old.get(part, {}).get(k, _BEFORE.get(k) if part == 'config' else None)
             if k not in MAY_CHANGE and there != v:
                 raise SlotnbError(
                     f'{path.parent} holds a run with other settings ({k} {there!r} there, {v!r} here); '
