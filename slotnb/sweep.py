@@ -216,7 +216,6 @@ class SweepConfig:
     workers: int = 0  # runs at a time; 0: one per core on a CPU, one on a GPU
     engine: str = 'torch'  # torch, or fast: see train; on a GPU runs of the same shape then train as one program
     data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
-    resize: str = 'stretch'  # of an image to the input: stretch, letterbox or crop, see train
 
 # %% ../nbs/15_sweep.ipynb #cell-18
 def parse_settings(
@@ -257,8 +256,10 @@ def sweep(
     show_progress: bool = True,
 ) -> dict[str, str]:  # what failed and why
     "Run the comparison. A backbone without weights is recorded as not measured and the others run."
-    settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir, resize=config.resize)
+    settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir)
     settings |= parse_settings(config.set, config.notebook)
+    if settings.get('resize', 'stretch') != 'stretch':
+        raise SlotnbError('a sweep and its report have resize stretch only; for another one use slotnb train')
 
     def plan_of(backbones):
         return plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, **settings)

@@ -36,13 +36,14 @@ def field_help(
 
 def grouped(
     cls: type,  # a dataclass of settings
-    groups: dict[str, str],  # title: names of fields; what is in none of them is in `other`
+    groups: dict[str, str],  # title: names of fields; what is in none is in `other`, what is in `hidden` is no flag
 ) -> type:  # for `tyro.cli`; `flat` turns its values into those of `cls`
     "The same flags in boxes, in the order of the groups."
     by_name, hints, texts = {f.name: f for f in fields(cls)}, get_type_hints(cls, include_extras=True), field_help(cls)
     named = {title: names.split() for title, names in groups.items()}
     rest = [name for name in by_name if not any(name in names for names in named.values())]
     boxes = []
+    named.pop('hidden', None)
     for title, names in (named | dict(other=rest)).items():
         members = []
         for name in names:

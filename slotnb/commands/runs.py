@@ -36,8 +36,6 @@ class TrainCommand(TrainConfig):
     # of an image to the input: stretch, letterbox (keeps the shape, leaves out the border), crop (the middle square), or
     # auto: letterbox for a folder of pictures without train and test, else stretch
     resize: str = 'auto'
-    # epochs after which the run was extended; written by --extend
-    extended: tyro.conf.Suppress[str] = ''
 
     resizes = (*TrainConfig.resizes, 'auto')
 
@@ -116,12 +114,14 @@ def _resize_of(c):
     return 'stretch' if wrong else 'letterbox'
 
 
-def _slots_in_use(run_dir, num_slots):
+def _slots_in_use(run_dir, num_slots, collapse):
     "How many slots an image needs, from the merged masks of the test images, without labels."
     merged = load_tensors(run_dir / 'test_masks.safetensors')[0]['merged'].nan_to_num(0)
     used = (merged.sum(-1) > 0).sum(1).float()
     full, most = (used >= num_slots - 1).float().mean().item(), round(used.quantile(0.95).item())
     text = f'slots per image after merging: {used.mean():.1f} of {num_slots}, at most {most} in 95 % of the test images'
+    if collapse:  # of which the number of slots says nothing
+        return text
     if full > 0.05:
         more = num_slots + max(4, num_slots // 2)
         return f'{text}; {100 * full:.0f} % use nearly all, so more may be there: try --num_slots {more} in another save_dir'
@@ -147,7 +147,7 @@ def _train(c):
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
     text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
-    text += '\n' + _slots_in_use(run_dir, c.num_slots)
+    text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
     print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
     if has_no_splits(c.data_dir):
         _segment_all(c)
@@ -157,8 +157,9 @@ def _segment_all(c):
     "Masks of all images of a folder without splits, as `slotnb segment --run` writes them."
     run, data = load_run(c.run_dir, trust=True), open_dataset(c.data_dir, None, c.max_frames, c.skip_broken)
     record = dict(run=digest(checkpoint_path(c.run_dir)), backbone=run.record)
-    write_masks(run.segmenter(device=c.device), data, c.run_dir / 'masks', record)
-    print(f'{c.run_dir}/masks/contact_sheet.png')
+    out = c.run_dir / (f'masks_{c.num_epochs}_epochs' if c.extended else 'masks')
+    write_masks(run.segmenter(device=c.device), data, out, record)
+    print(f'{out}/contact_sheet.png')
 
 
 def _report(c):
@@ -187,9 +188,10 @@ TRAIN = dict(
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',
     training='batch_size lr warmup_epochs optimizer clip_norm loss diversity_weight weight_init warm_start '
-    'val_fraction flip train_precision engine extended',
+    'val_fraction flip train_precision engine',
+    hidden='extended',  # written by --extend
 )
-SWEEP = dict(common='data_dir out_dir backbone normalizer seed num_epochs resize workers')
+SWEEP = dict(common='data_dir out_dir backbone normalizer seed num_epochs workers')
 COMMANDS = dict(
     train=(TrainCommand, _train, TRAIN),
     sweep=(SweepConfig, _sweep, SWEEP),
