@@ -21,6 +21,7 @@ from slotnb.backbone_specs import (
 )
 from .core import SlotnbError, check_shape, default_device, has_bf16
 from .custom_backbone import load_custom
+from .geometry import Frame, check_resize, letterbox
 from .layouts import load_state
 from .parts import is_custom
 from .weights import read_state, resolve_weights
@@ -131,8 +132,12 @@ class ViTBackbone:
         device: str = 'auto',  # where the network runs
         facet: str = 'token',  # 'token', or 'query', 'key' or 'value' of that block's attention
         precision: str = 'fp32',  # 'fp32', 'bf16', or 'auto': bf16 on devices with hardware support for it
+        resize: str = 'stretch',  # to the input, 'stretch' or 'letterbox', see `slotnb.geometry`
     ):
         custom = is_custom(name)
+        check_resize(resize)
+        if custom and resize == 'letterbox':
+            raise SlotnbError(f"backbone '{name}' is a class of your own, which takes one size only; use --resize crop")
         if custom and (str(layer), final_norm, facet) != ('-1', True, 'token'):
             raise SlotnbError(
                 f"backbone '{name}' is a class of your own, for which layer, final_norm and facet cannot be chosen; "
@@ -162,6 +167,7 @@ class ViTBackbone:
         self.dim = dim * len(self.layers)
         self.final_norm = final_norm and facet == 'token' and spec.has_norm
         self.precision = ('bf16' if has_bf16(self.device) else 'fp32') if precision == 'auto' else precision
+        self.resize, self._nets = resize, {}
 
     @property
     def record(self) -> dict:  # everything that affects the features; part of every run's provenance
@@ -184,52 +190,89 @@ class ViTBackbone:
             precision=self.precision,
             position=None if own else f'{s.pos_mode}{offset}{filtered}',
             **dict(code_digest=s.code_digest, mean=list(s.mean), std=list(s.std)) if own else {},
+            **dict(resize='letterbox') if self.resize == 'letterbox' else {},
         )
 
     @cached_property
     def net(self) -> nn.Module:  # the network with its weights, frozen, on `device`
-        net = self._custom
-        if net is None:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)  # random weights are reproducible
-                net = build_network(self.spec, self.resolution)
-            if self.weights.path:
-                load_state(net, read_state(self.weights.path), self.spec, self.weights.path)
-            for m in net.modules():
-                if type(m) is nn.Linear and self.precision == 'bf16':
-                    m.bfloat16()  # autocast would convert the weights in every forward pass
+        return self._build(self.resolution) if self._custom is None else self._freeze(self._custom)
+
+    def _freeze(self, net):
         return net.eval().requires_grad_(False).to(self.device)
+
+    def _build(self, resolution):
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)  # random weights are reproducible
+            net = build_network(self.spec, resolution)
+        if self.weights.path:
+            load_state(net, read_state(self.weights.path), self.spec, self.weights.path)
+        for m in net.modules():
+            if type(m) is nn.Linear and self.precision == 'bf16':
+                m.bfloat16()  # autocast would convert the weights in every forward pass
+        return self._freeze(net)
+
+    def _net_at(self, resolution):
+        "The network for an input of another shape. It shares all weights but the position embedding."
+        if resolution == self.resolution:
+            return self.net
+        if resolution not in self._nets:
+            net, known = self._build(resolution), dict(self.net.named_modules())
+            for name, module in net.named_modules():
+                for k, p in module._parameters.items():
+                    old = known[name]._parameters[k]
+                    if p is not None and p.shape == old.shape and p.equal(old):
+                        module._parameters[k] = old
+            self._nets[resolution] = net
+        return self._nets[resolution]
+
+    def frame(
+        self,
+        size: tuple[int, int],  # (h, w) of an image in pixels
+        grid: tuple[int, int] | None = None,  # patch grid; None: `grid`
+    ) -> Frame:
+        "Where an image lies on the patch grid."
+        grid = grid or self.grid
+        return letterbox(size, self.resolution, grid) if self.resize == 'letterbox' else Frame(grid, 0, 0, grid)
 
     @torch.no_grad()
     def __call__(
         self,
         images: Tensor,  # (b 3 h w) RGB, uint8, or float in [0, 1]
-    ) -> Tensor:  # (b n d) float32, row by row over `grid`
-        return resample_grid(self.tokens(self.preprocess(images)), self.grid, self.native_grid)
+    ) -> Tensor:  # (b n d) float32, row by row over `grid`; NaN in the border of a letterbox
+        check_shape(images, 'b 3 h w', 'images')
+        native, frame = self.frame(images.shape[2:], self.native_grid), self.frame(images.shape[2:])
+        resolution = self.resolution if native.whole else tuple(n * self.spec.patch_size for n in native.size)
+        tokens = self.tokens(self.preprocess(images, resolution))
+        return frame.put(resample_grid(tokens, frame.size, native.size), -2)
 
     def preprocess(
         self,
         images: Tensor,  # (b 3 h w) RGB, uint8, or float in [0, 1]
+        resolution: tuple[int, int] | None = None,  # (h, w) in pixels; None: `resolution`
     ) -> Tensor:  # (b 3 h w) float32 on `device`
         "Resize to `resolution` (bicubic, antialiased) and normalize with the backbone's mean and std."
         check_shape(images, 'b 3 h w', 'images')
+        resolution = resolution or self.resolution
         x = images.to(self.device)
         x = x.float() / 255 if x.dtype == torch.uint8 else x
-        if x.shape[-2:] != self.resolution:
-            x = F.interpolate(x, self.resolution, mode='bicubic', antialias=True).clamp(0, 1)
+        if x.shape[-2:] != resolution:
+            x = F.interpolate(x, resolution, mode='bicubic', antialias=True).clamp(0, 1)
         return (x - x.new_tensor(self.spec.mean)[:, None, None]) / x.new_tensor(self.spec.std)[:, None, None]
 
     @torch.no_grad()
     def tokens(
         self,
         x: Tensor,  # (b 3 h w) from `preprocess`
-    ) -> Tensor:  # (b n d) float32, row by row over the native grid
+    ) -> Tensor:  # (b n d) float32, row by row over the grid of `x`
         "Patch tokens before resampling; blocks after the last of `layers` are not computed."
-        n = self.native_grid[0] * self.native_grid[1]
+        h, w = x.shape[-2:]
+        n = (h // self.spec.patch_size) * (w // self.spec.patch_size)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == 'bf16'):
             if self._custom is None:
                 feats = join_layers(
-                    patch_tokens(self.net, x, self.layers, self.final_norm, self.facet, self.spec.prefix_tokens)
+                    patch_tokens(
+                        self._net_at((h, w)), x, self.layers, self.final_norm, self.facet, self.spec.prefix_tokens
+                    )
                 )
             else:
                 feats = self.net(x)

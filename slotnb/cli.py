@@ -34,8 +34,8 @@ def usage() -> str:
     lines = ['usage: slotnb COMMAND ...', '', 'Object-centric learning on frozen Vision Transformer features.', '']
     lines += ['commands:', *(f'  {name:9} {about}' for name, (_, about) in COMMANDS.items()), '']
     lines += ['options:', '  -h, --help      this text; slotnb COMMAND --help lists the settings of a command']
-    lines += ['  --version       the version', '']
-    lines += ['shell completion: slotnb COMMAND --tyro-write-completion bash PATH (or zsh, tcsh)']
+    lines += ['  --version       the version']
+    lines += ['  --print-completion SHELL   completion for bash, zsh or tcsh', '']
     lines += ['exit codes: 0 done, 2 an error that can be corrected, 130 interrupted; the same command resumes']
     return '\n'.join(lines)
 
@@ -51,6 +51,8 @@ def main(
 
         print(version('slotnb') if name == '--version' else usage())
         return 0
+    if name.partition('=')[0] == '--print-completion':
+        return _completion(name.partition('=')[2] or ''.join(args[1:2]))
     if name not in COMMANDS:
         near = difflib.get_close_matches(name, COMMANDS, 1, 0.4)
         hint = f'did you mean {near[0]}?' if near else 'choose one of ' + ', '.join(COMMANDS)
@@ -103,17 +105,40 @@ _OF_THE_MACHINE = {  # errors of files that no code can prevent
 _NO_MEMORY = "can't allocate memory|out of memory|[Uu]nable to allocate"  # of torch and numpy
 
 
+def _flags(name):
+    "The module of a command, the dataclass of its settings, what runs it, and the flags in groups."
+    from slotnb.commands.flags import grouped
+
+    module = importlib.import_module(f'slotnb.commands.{COMMANDS[name][0]}')
+    config, run, groups = module.COMMANDS[name]
+    return module, config, run, grouped(config, groups) if groups else config
+
+
+def _completion(shell):
+    "Print what a shell needs to complete commands and flags."
+    from slotnb.commands.flags import completion
+
+    if shell not in ('bash', 'zsh', 'tcsh'):
+        print(
+            f"slotnb: --print-completion needs the name of a shell, bash, zsh or tcsh, not '{shell}'", file=sys.stderr
+        )
+        return 2
+    completion({name: _flags(name)[3] for name in COMMANDS}, shell)
+    return 0
+
+
 def _run(name, args):
     "Import the module of a command, parse its flags, run it."
     import tyro
+    from slotnb.commands.flags import flat
     from slotnb.core import SlotnbError
 
     try:
-        module = importlib.import_module(f'slotnb.commands.{COMMANDS[name][0]}')
-        config, run = module.COMMANDS[name]
+        module, config, run, flags = _flags(name)
         args = getattr(module, 'expand', list)(args)
         _Interrupt.set(_Interrupt.handle)
-        run(tyro.cli(config, prog=f'slotnb {name}', args=args[1:], use_underscores=True))
+        value = tyro.cli(flags, prog=f'slotnb {name}', args=args[1:], use_underscores=True)
+        run(value if flags is config else flat(config, value))
     except SlotnbError as e:
         print(f'slotnb: {e}', file=sys.stderr)
         return 2

@@ -14,6 +14,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 from .core import SlotnbError, batches, check_shape
+from .geometry import inside
 from .losses import slot_cosine
 from .metrics import contingency, table_iou
 from .normalizer import Moments
@@ -25,11 +26,14 @@ def feature_stats(
     "Scale and content of features, in one pass over the data."
     s, n, d = check_shape(feats, 's n d', 'feats')
     moments, cosine, sample_std = Moments(d, cross=True), 0.0, []
-    for x in batches(feats):
-        moments.add(x)
-        sample_std.append(x.flatten(1).std(1))
-        unit = torch.nn.functional.normalize(x, dim=-1)
-        cosine += ((unit.sum(1).square().sum(-1) - n) / (n * (n - 1))).sum().item()  # |sum of units|^2 = n + all pairs
+    for batch in batches(feats):
+        own = inside(batch)
+        for x in [batch] if own.all() else [x[i][None] for x, i in zip(batch, own)]:  # without a border
+            n = x.shape[1]
+            moments.add(x)
+            sample_std.append(x.flatten(1).std(1))
+            unit = torch.nn.functional.normalize(x, dim=-1)
+            cosine += ((unit.sum(1).square().sum(-1) - n) / (n * (n - 1))).sum().item()  # |sum|^2 = n + all pairs
     channel_std, sample_std = moments.std, torch.cat(sample_std)
     variance = torch.linalg.eigvalsh(moments.variance).flip(0).clamp(min=0)  # of the principal components
     return dict(
@@ -65,19 +69,29 @@ def segment_fvu(
 def slot_measures(
     slots: Tensor,  # (b k d)
     masks: Tensor,  # (b k n) soft masks, sum to 1 over k
+    inside: Tensor | None = None,  # (b n) bool, patches that count; None: all
 ) -> dict[str, Tensor]:  # scalars without units
     "Diversity of slots and usage of masks, each the mean over images. Shares are of patches, by argmax over slots."
     b, k, n = check_shape(masks, 'b k n', 'masks')
-    soft_share = masks.mean(-1)  # (b k) fraction of the image, soft
-    share = torch.nn.functional.one_hot(masks.argmax(1), k).float().mean(1)  # (b k) fraction of the patches
+    if inside is not None:
+        masks = torch.where(inside[:, None], masks, 0)
+
+    def mean(x):  # over the patches, along the last axis of (b n) or (b k n)
+        if inside is None:
+            return x.mean(-1)
+        own = inside if x.ndim == 2 else inside[:, None]
+        return (x * own).sum(-1) / own.sum(-1)
+
+    soft_share = mean(masks)  # (b k) fraction of the image, soft
+    share = mean(torch.nn.functional.one_hot(masks.argmax(1), k).float().transpose(1, 2))  # (b k) of the patches
     active = (share >= 0.5 / n).sum(1).float()  # slots with at least one patch
     ranked, rank = share.sort(1).values, torch.arange(1, k + 1, device=share.device)
     measures = dict(
         slot_cosine=slot_cosine(slots),
         effective_slots=torch.special.entr(soft_share).sum(1).exp(),  # perplexity of the soft shares, 1 to k
-        mask_entropy=torch.special.entr(masks).sum(1).mean(1) / math.log(k),  # 0: one-hot masks, 1: uniform masks
-        mask_max=masks.max(1).values.mean(1),  # 1/k to 1
-        mask_std=masks.std(1).mean(1),  # over slots; 0 for uniform masks
+        mask_entropy=mean(torch.special.entr(masks).sum(1)) / math.log(k),  # 0: one-hot masks, 1: uniform masks
+        mask_max=mean(masks.max(1).values),  # 1/k to 1
+        mask_std=mean(masks.std(1)),  # over slots; 0 for uniform masks
         active_slots=active,
         dead_slots=k - active,
         largest_share=share.max(1).values,
@@ -89,9 +103,10 @@ def slot_measures(
 def slot_stats(
     slots: Tensor,  # (b k d)
     masks: Tensor,  # (b k n) soft masks, sum to 1 over k
+    inside: Tensor | None = None,  # (b n) bool, patches that count; None: all
 ) -> dict[str, float]:
     "`slot_measures` as Python floats, with a single device synchronization."
-    measures = slot_measures(slots, masks)
+    measures = slot_measures(slots, masks, inside)
     return dict(zip(measures, torch.stack(list(measures.values())).tolist()))
 
 

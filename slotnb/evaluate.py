@@ -19,6 +19,7 @@ from .core import SlotnbError, atomic_path, batches, generator, read_json, write
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures
 from .formats.detect import open_dataset
+from .geometry import frame_of, inside_if_any
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
 from .model import ModelOutput, SlotAutoencoder, build
@@ -83,13 +84,16 @@ class Run:
         num_slots: int | None = None,  # None: as in training
         device: str = 'auto',  # where the backbone runs
         weights: str = '',  # file of the backbone's weights; empty: as in training
+        resize: str = '',  # of an image to the input: stretch, letterbox or crop; empty: as in training
         **options,  # refine, min_pixels and work_size of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
-        backbone = frozen_backbone(replace(self.config, device=device, weights=weights or self.config.weights))
+        config = replace(self.config, resize=resize or self.config.resize)
+        backbone = frozen_backbone(replace(config, device=device, weights=weights or config.weights))
         check_features(self.record, self.folder, backbone)
-        find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, self.config.seed, num_slots)
-        return Segmenter(backbone, find, **options)
+        find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
+        find.set_border(config.resize == 'letterbox')
+        return Segmenter(backbone, find, crop=config.resize == 'crop', **options)
 
     def segment(
         self,
@@ -141,21 +145,29 @@ def load_run(
 def _common_space(run, raw, out):
     "MSE and spread of a batch in the instance-normalized space, or NaN where the reconstruction cannot be converted."
     common = Normalizer('instance')
-    target, spread = common(raw), feature_spread(common(raw)).item()
+    own = inside_if_any(raw)
+    target, spread = common(raw), feature_spread(common(raw), own).item()
     if run.config.target != 'feats' or not hasattr(run.normalizer, 'inverse'):
         return dict(mse_instance=math.nan, spread_instance=spread)
     stats = common.stats(raw)
     back = (run.normalizer.inverse(out.recon, run.normalizer.stats(raw)) - stats.mean) / (stats.std + 1e-6)
-    return dict(mse_instance=feature_mse(back, target).item(), spread_instance=spread)
+    return dict(mse_instance=feature_mse(back, target, own).item(), spread_instance=spread)
 
 
-def _score(scenes, out, merged, grid, refine):
+def _merge(attn, x, frame):
+    "Merged masks of one image, (k n); the border is left out."
+    return frame.put(merge_slots(frame.cut(attn), frame.cut(x, -2), frame.size))
+
+
+def _score(scenes, out, merged, frames, refine):
     "Scores of a batch of scenes: slot attention's masks, the decoder's, the merged ones, and those after refinement."
-    soft = dict(attn=out.attn, masks=out.masks, merged=merged)
-    tables = [evaluate_masks(scenes, masks, name, grid) for name, masks in soft.items()]
+    soft, tables = dict(attn=out.attn, masks=out.masks, merged=merged), []
+    for name, masks in soft.items():
+        rows = [evaluate_masks([s], [f.cut(m)], name, f.size) for s, m, f in zip(scenes, masks, frames)]
+        tables.append(pd.concat(rows, ignore_index=True))
     if not refine:
         return tables
-    refined = [refine_masks(s.image, m, grid=grid) for s, m in zip(scenes, merged)]
+    refined = [refine_masks(s.image, f.cut(m), grid=f.size) for s, m, f in zip(scenes, merged, frames)]
     outcomes = [
         dict(scene=s.name, frame=s.frame) | {f'{k}_refined': v for k, v in object_outcomes(s.segmentation, x).items()}
         for s, x in zip(scenes, refined)
@@ -204,26 +216,28 @@ def _evaluate(run_dir, show_progress, batch_size, data, trust, refine):
     data, grid = data or prepare(run.config, show_progress), tuple(run.record['grid'])
     check_same_run(run_dir / 'config.json', data=data.digests)
     metrics, seconds = read_metrics(run_dir), _seconds(run_dir)
-    test, rows, tables, soft = data.scenes['test'], [], [], []
+    test, errors, rows, tables, soft = data.scenes['test'], [], [], [], []
     images = iter(test)
     normalized = LazyFeatures(data.test, run.normalizer)
     with tqdm(total=len(test), desc=f'test {run_dir}', unit='image', disable=not show_progress) as bar:
         for raw, out in zip(
             batches(data.test, batch_size), outputs(run.model, normalized, run.config.seed, batch_size)
         ):
-            x = run.normalizer(raw)
-            measures = dict(mse=feature_mse(out.recon, x).item(), spread=feature_spread(x).item())
-            measures |= _common_space(run, raw, out) | slot_stats(out.slots, out.masks)
+            x, own, frames = run.normalizer(raw), inside_if_any(raw), [frame_of(tokens, grid) for tokens in raw]
+            measures = dict(mse=feature_mse(out.recon, x, own).item(), spread=feature_spread(x, own).item())
+            weight = len(x) if own is None else own.float().mean(1).sum().item()  # images, by their patches
+            errors.append((weight, measures | _common_space(run, raw, out)))
+            measures = slot_stats(out.slots, out.masks, own)
             rows.append((len(x), measures))
-            merged = torch.stack([merge_slots(m, f, grid) for m, f in zip(out.attn, x)])
-            measures['merged_slots'] = (merged.sum(-1) > 0).sum(1).float().mean().item()
+            merged = torch.stack([_merge(m, tokens, frame) for m, tokens, frame in zip(out.attn, x, frames)])
+            measures['merged_slots'] = (merged.nan_to_num(0).sum(-1) > 0).sum(1).float().mean().item()
             soft.append((out.attn.half(), out.masks.half(), merged.half()))
             scenes = [next(images) for _ in x]
             parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])]
-            parts += _score(scenes, out, merged, grid, refine) if test.has_ground_truth else []
+            parts += _score(scenes, out, merged, frames, refine) if test.has_ground_truth else []
             tables.append(pd.concat([t.set_index(['scene', 'frame']) for t in parts], axis=1))
             bar.update(len(x))
-    by_scene, usage = pd.concat(tables), means(rows)
+    by_scene, usage = pd.concat(tables), means(errors) | means(rows)
     with atomic_path(run_dir / 'test_scenes.csv') as tmp:
         by_scene.to_csv(tmp)
     mse, spread, mse_instance, spread_instance = (

@@ -101,14 +101,16 @@ def _image_batches(dataset, ranges, batch_size, num_workers):
 def compute_features(
     backbone: ViTBackbone,  # frozen
     images: list[Tensor],  # (3 h w) RGB, uint8, or float in [0, 1]; images of different sizes are processed one by one
-) -> Tensor:  # (b n d) half precision, on the CPU, as the cache keeps them
+) -> Tensor:  # (b n d) half precision, on the CPU, as the cache keeps them; NaN in the border of a letterbox
     "Patch tokens of a batch of images, without the cache. `SlotnbError` if a value is beyond half precision."
     for im in images:
         if isinstance(im, SlotnbError):
             raise im
     same = len({im.shape for im in images}) == 1
     feats = (backbone(torch.stack(images)) if same else torch.cat([backbone(im[None]) for im in images])).half().cpu()
-    if feats.isfinite().all():
+    frames = [backbone.frame(im.shape[1:]) for im in images] if getattr(backbone, 'resize', '') == 'letterbox' else []
+    parts = [frame.cut(x, -2) for frame, x in zip(frames, feats)] or [feats]
+    if all(x.isfinite().all() for x in parts):
         return feats
     raise SlotnbError(
         f"features of backbone '{backbone.record['backbone']}' are beyond half precision (65504); "

@@ -9,21 +9,30 @@ __all__ = ['feature_mse', 'feature_spread', 'fvu', 'slot_cosine', 'SlotLoss']
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
+from .geometry import inside_if_any
 
 # %% ../nbs/07_losses.ipynb #3402a10f
 def feature_mse(
     recon: Tensor,  # (b n d)
     target: Tensor,  # (b n d)
+    inside: Tensor | None = None,  # (b n) bool, patches that count; None: all
 ) -> Tensor:  # scalar, in squared units of the features
     "Mean squared error (the reconstruction loss of Seitzer et al. 2023, Equation 2, per feature)."
+    if inside is not None:
+        recon, target = recon[inside], target[inside]
     return torch.nn.functional.mse_loss(recon, target)
 
 # %% ../nbs/07_losses.ipynb #fdb517b0
 def feature_spread(
     target: Tensor,  # (b n d)
+    inside: Tensor | None = None,  # (b n) bool, patches that count; None: all
 ) -> Tensor:  # scalar, in squared units of the features
     "MSE of predicting each image's mean feature for every patch."
-    return feature_mse(target.mean(1, keepdim=True).expand_as(target), target)
+    if inside is None:
+        mean = target.mean(1, keepdim=True)
+    else:
+        mean = torch.stack([x[own].mean(0, keepdim=True) for x, own in zip(target, inside)])
+    return feature_mse(mean.expand_as(target), target, inside)
 
 
 def fvu(
@@ -46,6 +55,8 @@ def slot_cosine(
 class SlotLoss(nn.Module):
     "Feature reconstruction plus a weighted slot diversity term; the built-in loss."
 
+    border = False  # True: leave out patches whose target is NaN, the border of a letterbox (`slotnb.geometry`)
+
     def __init__(
         self,
         diversity_weight: float = 0.1,  # of `slot_cosine`
@@ -57,5 +68,7 @@ class SlotLoss(nn.Module):
         self,
         out: NamedTuple,  # `ModelOutput`; its recon, target and slots are used
     ) -> dict[str, Tensor]:  # scalars: loss, which is minimized, and its terms
-        mse, cosine = feature_mse(out.recon, out.target), slot_cosine(out.slots)
+        own = inside_if_any(out.target) if self.border else None
+        known = () if own is None else (own,)
+        mse, cosine = feature_mse(out.recon, out.target, *known), slot_cosine(out.slots)
         return dict(loss=mse + self.diversity_weight * cosine, mse=mse, slot_cosine=cosine)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from .core import SlotnbError, check_shape, generator
 from .decoder import AttentionDecoder, DecoderOutput, LinearDecoder, MLPDecoder
+from .geometry import inside_if_any
 from .parts import make_part
 from .slot_attention import FarthestInit, InputProjection, PositionProjection, SlotAttention, SlotInit, xavier_
 from .variants.attention import BilevelSlotAttention, ImplicitSlotAttention
@@ -75,6 +76,7 @@ class ModelOutput(NamedTuple):
     attn: Tensor  # (b k n) slot attention's last iteration, sums to 1 over k
     masks: Tensor  # (b k n) the decoder's, sums to 1 over k
     target: Tensor  # (b n d) what `recon` should be
+    # in the border of a letterbox recon, attn, masks and target are NaN (`slotnb.geometry`)
 
 
 SLOT_ATTENTIONS = dict(
@@ -94,6 +96,21 @@ DECODERS = dict(
     transformer=TransformerDecoder,
 )
 PROJECTIONS = (*InputProjection.kinds, 'position')
+
+
+def _without_nan(feats, own):
+    "A number for the tokens of the border. Which one does not matter, but NaN would spread through sums."
+    return feats.masked_fill(~own[..., None], 0)
+
+
+def _missing_in_border(out, own):
+    tokens, masks = ~own[..., None], ~own[:, None]
+    return out._replace(
+        recon=out.recon.masked_fill(tokens, torch.nan),
+        attn=out.attn.masked_fill(masks, torch.nan),
+        masks=out.masks.masked_fill(masks, torch.nan),
+        target=out.target.masked_fill(tokens, torch.nan),
+    )
 
 
 class SlotAutoencoder(nn.Module):
@@ -120,8 +137,10 @@ class SlotAutoencoder(nn.Module):
         weight_init: str = 'xavier',  # 'xavier', 'torch' for PyTorch's own, or 'identity', see `identity_`
         target: str = 'feats',  # 'feats'; 'learned' and 'learned_instance' train a `LearnedTarget`
         slot_attention: str = 'standard',  # a name of `SLOT_ATTENTIONS`, or your own
+        border: bool = False,  # tokens may be NaN: they lie outside of the picture (`slotnb.geometry`)
     ):
         super().__init__()
+        self.border = border
         square = isinstance(num_patches, int)
         self.grid = (math.isqrt(num_patches),) * 2 if square else tuple(num_patches)
         self.num_patches = num_patches = num_patches if square else math.prod(num_patches)
@@ -165,12 +184,18 @@ class SlotAutoencoder(nn.Module):
         check_shape(feats, f'b {self.num_patches} d', 'feats')
         if not isinstance(noise, Tensor):
             noise = self.init.draw(len(feats), noise)
+        own = inside_if_any(feats) if self.border else None  # (b n) patches of the picture; None: all
+        known = () if own is None else (own,)
+        if own is not None:
+            feats = _without_nan(feats, own)
         target = self.target(feats).to(feats.dtype)
         inputs = self.project(target).to(feats.dtype)
         with torch.autocast(feats.device.type, enabled=False):
-            slots, attn, logits = self.slot_attention(inputs, self.init(noise, inputs, target))
+            start = self.init(noise, inputs, target, *(known if isinstance(self.init, FarthestInit) else ()))
+            slots, attn, logits = self.slot_attention(inputs, start, *known)
         recon, masks = self.decode(slots, logits, target)
-        return ModelOutput(recon.to(feats.dtype), slots, attn, masks.to(feats.dtype), target)
+        out = ModelOutput(recon.to(feats.dtype), slots, attn, masks.to(feats.dtype), target)
+        return out if own is None else _missing_in_border(out, own)
 
     def decode(
         self,
@@ -195,4 +220,6 @@ def build(
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(generator(config.seed, 'weights').initial_seed())
-        return SlotAutoencoder(feat_dim, num_patches, **{name: getattr(config, name) for name in names.split()})
+        border = getattr(config, 'resize', 'stretch') == 'letterbox'
+        parts = {name: getattr(config, name) for name in names.split()}
+        return SlotAutoencoder(feat_dim, num_patches, **parts, border=border)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 from .core import SlotnbError, batches, check_shape
+from .geometry import inside
 
 # %% ../nbs/04_normalizer.ipynb #6b7ce915
 class Moments:
@@ -39,8 +40,9 @@ class Moments:
         self,
         feats: Tensor,  # (b n d)
     ):
-        "Add one batch."
-        x = feats.reshape(-1, feats.shape[-1]).double().cpu()
+        "Add one batch. Tokens of a border (`slotnb.geometry`), which are NaN, do not count."
+        x = feats.reshape(-1, feats.shape[-1])
+        x = x[inside(x)].double().cpu()
         mean = x.mean(0)
         x = x - mean
         shift, total = mean - self.mean, self.count + len(x)
@@ -77,6 +79,14 @@ class Stats(NamedTuple):
 
     mean: Tensor  # broadcasts against (b n d)
     std: Tensor  # broadcasts against (b n d)
+
+
+def _inside_stats(feats):
+    "Mean and std (b 1 d) over the patches of each picture, without the border."
+    pictures = [x[inside(x)] for x in feats]
+    return torch.stack([x.mean(0, keepdim=True) for x in pictures]), torch.stack(
+        [x.std(0, keepdim=True) for x in pictures]
+    )
 
 
 class Normalizer(nn.Module):
@@ -118,6 +128,8 @@ class Normalizer(nn.Module):
             raise SlotnbError("normalizer 'dataset' is not fitted; call fit(feats) with the training features first")
         if self.kind in self.axes:
             axis = self.axes[self.kind]
+            if self.kind == 'instance' and not inside(feats).all():
+                return Stats(*_inside_stats(feats))
             return Stats(feats.mean(axis, keepdim=True), feats.std(axis, keepdim=True))
         if self.kind == 'dataset':
             return Stats(self.mean, self.std)

@@ -170,6 +170,8 @@ def plot_scores(
 def _test_masks(run_dir, source):
     "A run's config.json, its masks of the test scenes (s k n), and their grid (h, w)."
     book = read_json(Path(run_dir) / 'config.json')
+    if book['config'].get('resize', 'stretch') != 'stretch':
+        raise SlotnbError(f'{run_dir}: reports show runs with resize stretch only; see its masks with slotnb segment')
     return (
         book,
         load_tensors(Path(run_dir) / 'test_masks.safetensors')[0][source].float(),

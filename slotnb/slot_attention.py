@@ -22,10 +22,13 @@ def inverted_attention(
     key: Tensor,  # (b n d) one key per patch
     value: Tensor,  # (b n d) one value per patch
     eps: float = EPS,  # added to the attention before it is normalized over patches
+    inside: Tensor | None = None,  # (b n) bool, patches of the picture; None: all
 ) -> tuple[Tensor, Tensor]:  # updates (b k d) and logits (b k n); the attention masks are their softmax over k
     "Attention normalized over slots, and the weighted mean of the values (Locatello et al. 2020, equations 1 and 2)."
     logits = query @ key.transpose(1, 2) * query.shape[-1] ** -0.5
     attn = logits.softmax(dim=1) + eps
+    if inside is not None:
+        attn = attn * inside[:, None]
     weights = attn / attn.sum(-1, keepdim=True)
     return weights @ value, logits
 
@@ -121,14 +124,17 @@ class FarthestInit(nn.Module):
         noise: Tensor,  # (b k) from `draw`; ignored in evaluation mode
         inputs: Tensor,  # (b n d) projected patch tokens
         feats: Tensor,  # (b n f) the patch tokens themselves, in which distances are measured
+        inside: Tensor | None = None,  # (b n) bool, patches of the picture; None: all
     ) -> Tensor:  # (b k d)
         "Initial slots: the background query, then the means of the inputs nearest to each center."
         tokens = feats.detach()
-        centers = self.centers(tokens, noise.to(tokens.device) if self.training else None)
+        centers = self.centers(tokens, noise.to(tokens.device) if self.training else None, inside)
         score = 2 * centers @ tokens.transpose(1, 2) - centers.square().sum(-1, keepdim=True)
         nearest = score.argmax(1, keepdim=True)  # (b 1 n); as in k-means, |x|^2 is the same for all centers
         slot = torch.arange(self.num_slots, device=tokens.device)[:, None]
         member = (nearest == slot).to(tokens.dtype)[:, 1:]  # (b k-1 n)
+        if inside is not None:
+            member = member * inside[:, None]
         inputs = nn.functional.layer_norm(inputs, inputs.shape[-1:])
         means = member @ inputs / member.sum(-1, keepdim=True).clamp(min=1)
         return torch.cat([self.background.expand(len(tokens), -1, -1), means], 1)
@@ -137,9 +143,14 @@ class FarthestInit(nn.Module):
         self,
         tokens: Tensor,  # (b n f)
         noise: Tensor | None = None,  # (b k) uniform; None: the farthest token
+        inside: Tensor | None = None,  # (b n) bool, patches of the picture; None: all
     ) -> Tensor:  # (b k f), the first is the mean of all tokens
         "Tokens that are far apart."
-        size, centers = tokens.square().sum(-1), [tokens.mean(1)]
+        if inside is None:
+            mean = tokens.mean(1)
+        else:
+            mean = (tokens * inside[..., None]).sum(1) / inside.sum(1, keepdim=True)
+        size, centers = tokens.square().sum(-1), [mean]
 
         def squared_distance(center):  # (b f) -> (b n); |x - c|^2 without a copy of the tokens for each center
             return (size - 2 * (tokens @ center[:, :, None])[..., 0] + center.square().sum(-1, keepdim=True)).clamp(
@@ -147,6 +158,8 @@ class FarthestInit(nn.Module):
             )
 
         distance = squared_distance(centers[0])  # (b n) to the nearest center so far
+        if inside is not None:
+            distance = distance * inside
         for i in range(1, self.num_slots):
             if noise is None:
                 chosen = distance.argmax(1)
@@ -194,21 +207,24 @@ class SlotAttention(nn.Module):
         self,
         inputs: Tensor,  # (b n d) projected patch tokens
         slots: Tensor,  # (b k d) initial slots
+        inside: Tensor | None = None,  # (b n) bool, patches of the picture; None: all
     ) -> SlotOutput:
         "Refine the slots. Raises `SlotnbError` if batch size or channels of `slots` and `inputs` differ."
         check_shape(slots, f'{inputs.shape[0]} k {inputs.shape[2]}', 'slots')
         x = self.norm_inputs(inputs)
         for _ in range(self.num_iters):
-            slots, logits = self.step(slots, x)
+            slots, logits = self.step(slots, x, inside)
         return SlotOutput(slots, logits.softmax(1), logits)
 
     def step(
         self,
         slots: Tensor,  # (b k d)
         x: Tensor,  # (b n d) inputs after `norm_inputs`
+        inside: Tensor | None = None,  # (b n) bool, patches of the picture; None: all
     ) -> tuple[Tensor, Tensor]:  # slots (b k d) and logits (b k n)
         "One iteration."
-        updates, logits = self.attend(self.norm_slots(slots), x)
+        known = () if inside is None else (inside,)  # only this class knows of a border, not those derived from it
+        updates, logits = self.attend(self.norm_slots(slots), x, *known)
         slots = self.gru(updates.flatten(0, 1), slots.flatten(0, 1)).view_as(slots)
         return slots + self.mlp(self.norm_mlp(slots)), logits
 
@@ -216,10 +232,11 @@ class SlotAttention(nn.Module):
         self,
         slots: Tensor,  # (b k d) after `norm_slots`
         x: Tensor,  # (b n d) inputs after `norm_inputs`
+        inside: Tensor | None = None,  # (b n) bool, patches of the picture; None: all
     ) -> tuple[Tensor, Tensor]:  # updates (b k d) and logits (b k n)
         "The competition of the slots for the inputs."
         query = self.to_q(slots) @ self.to_k.weight  # the key projection, applied to the query
-        mean, logits = inverted_attention(query / self.temperature, x, x)
+        mean, logits = inverted_attention(query / self.temperature, x, x, EPS, inside)
         return self.to_v(mean), logits  # the value projection, applied to the weighted mean
 
 # %% ../nbs/05_slot_attention.ipynb #cell-16

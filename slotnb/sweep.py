@@ -243,6 +243,8 @@ def sweep(
     declared_parameters(config.notebook)  # refuses a file that is no such notebook
     settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir)
     settings |= parse_settings(config.set, config.notebook)
+    if settings.get('resize', 'stretch') != 'stretch':
+        raise SlotnbError('a sweep and its report have resize stretch only; for another one use slotnb train')
 
     def plan_of(backbones):
         return plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, **settings)

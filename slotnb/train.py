@@ -11,7 +11,7 @@ import math
 import time
 from functools import partial
 from pathlib import Path
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Callable, Iterable, NamedTuple
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .core import SlotnbError, batches, default_device, generator, has_bf16
 from .diagnostics import means, slot_stats
 from .features import LazyFeatures, flip_images, gather
+from .geometry import frame_of, inside_if_any
 from .losses import SlotLoss, feature_mse, feature_spread
 from .model import SlotAutoencoder, build
 from .parts import make_part
@@ -57,8 +58,13 @@ def lr_at(
     steps_per_epoch: int,
     config: TrainConfig,
 ) -> float:
-    "Learning rate of a step: linear warm-up over `warmup_epochs`, then cosine to zero (Loshchilov and Hutter 2017)."
+    "Linear warm-up over `warmup_epochs`, then cosine to zero; a warm restart when extended (Loshchilov, Hutter 2017)."
     warmup, total = config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch
+    if config.extended:
+        *earlier, last = config.extended.split(',')
+        warmup = int(last) * steps_per_epoch  # steps before the last cosine
+        if step < warmup:
+            return lr_at(step, steps_per_epoch, replace(config, num_epochs=int(last), extended=','.join(earlier)))
     if step < warmup:
         return config.lr * (step + 1) / warmup
     return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -77,7 +83,10 @@ def make_loss(
     config: TrainConfig,
 ) -> Callable:  # of a `ModelOutput`
     "The loss that `config.loss` names."
-    return make_part('loss', config.loss, dict(slots=SlotLoss), diversity_weight=config.diversity_weight)
+    loss = make_part('loss', config.loss, dict(slots=SlotLoss), diversity_weight=config.diversity_weight)
+    if config.resize == 'letterbox':
+        loss.border = True
+    return loss
 
 
 def set_lr(
@@ -131,15 +140,17 @@ def validate(
     batch_size: int = 32,  # images per forward pass
 ) -> Validation:
     "Evaluate the held-out scenes; the noise of the slots is the same in every epoch."
-    noise, rows, tracked = generator(seed, 'evaluation'), [], []
+    noise, errors, rows, tracked = generator(seed, 'evaluation'), [], [], []
     model.eval()
     for x in batches(feats, batch_size):
-        out = model(x, noise)
-        measures = dict(mse=feature_mse(out.recon, out.target).item(), spread=feature_spread(out.target).item())
-        rows.append((len(x), measures | slot_stats(out.slots, out.masks)))
+        out, own = model(x, noise), inside_if_any(x)
+        mse, spread = feature_mse(out.recon, out.target, own), feature_spread(out.target, own)
+        weight = len(x) if own is None else own.float().mean(1).sum().item()  # images, by their patches
+        errors.append((weight, dict(mse=mse.item(), spread=spread.item())))
+        rows.append((len(x), slot_stats(out.slots, out.masks, own)))
         if not tracked:
             tracked = [m[:NUM_TRACKED].half() for m in (out.attn, out.masks)]
-    row = means(rows)
+    row = means(errors) | means(rows)
     spread = row.pop('spread')
     row = dict(mse=row['mse'], fvu=row['mse'] / spread) | row
     return Validation({f'val_{k}': v for k, v in row.items()}, *tracked)
@@ -211,11 +222,14 @@ def model_segments(
     seed: int,  # of the slots' noise
     batch_size: int = 32,  # images per forward pass
 ) -> Tensor:  # (s n) ints on the CPU, see `segment_labels`
-    "The segments that a model finds: the classes of the next round's space."
+    "The segments that a model finds: the classes of the next round's space. A border is -1."
     noise, labels = generator(seed, 'evaluation'), []
     model.eval()
     for x in batches(feats, batch_size):
-        labels += [segment_labels(masks, model.grid) for masks in model(x, noise).attn.cpu()]
+        for tokens, masks in zip(x, model(x, noise).attn.cpu()):
+            frame = frame_of(tokens, model.grid)
+            found = segment_labels(frame.cut(masks), frame.size)
+            labels.append(frame.put(found.float()).nan_to_num(-1).long())
     return torch.stack(labels)
 
 
@@ -223,16 +237,17 @@ def fit(
     config: TrainConfig,
     show_progress: bool = True,  # a bar over the epochs of each round
     save_every: float = 10.0,  # seconds between saved states
+    data: RunData | None = None,  # of `prepare`; None reads it
 ) -> Path:  # the run's folder
     "Train, or resume an interrupted run; a finished run is not touched. `SlotnbError` if the folder holds another run."
     with same_threads(*(c.run_dir for c in config.round_configs)):
-        return _fit(config, show_progress, save_every)
+        return _fit(config, show_progress, save_every, data)
 
 
-def _fit(config, show_progress, save_every):
+def _fit(config, show_progress, save_every, data):
     "What `fit` does, with the number of threads that the run began with."
     check_same_run(config.run_dir / 'config.json', config=asdict(config))  # before features are computed
-    data, device, segments = prepare(config, show_progress), default_device(config.device), None
+    data, device, segments = data or prepare(config, show_progress), default_device(config.device), None
     rounds = config.round_configs
     for i, part in enumerate(rounds, 1):
         norm = fit_normalizer(part, data, device, segments)

@@ -1,6 +1,9 @@
 "The command line on data of every kind, from the path to the last number."
 
 import json
+import re
+import subprocess
+from dataclasses import fields, replace
 import numpy as np
 import pandas as pd
 import pytest
@@ -10,6 +13,9 @@ from slotnb.cli import main
 from slotnb.core import SlotnbError
 from slotnb.evaluate import evaluate, load_run
 from slotnb.formats.detect import open_dataset
+from slotnb.runs.config import TrainConfig
+from slotnb.runs.folder import RunState
+from slotnb.train import lr_at
 
 MOVI = str(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0')
 
@@ -203,3 +209,74 @@ def test_card(tmp_path, few_scenes, capsys):
         json.loads((made / 'feature_card.json').read_text())['normalizers']['none']['kmeans_fg_ari'] > 0
         and Image.open(made / 'feature_card.png').size[0] > 500
     )
+
+
+EXTENDED = '--backbone timm:test_vit --weights random --resolution 64 --num_slots 3 --slot_dim 16 --rounds 2'.split()
+EXTENDED += '--warmup_epochs 0 --device cpu'.split()
+
+
+def test_a_finished_run_goes_on(tmp_path, few_scenes, capsys, monkeypatch):
+    "Without the flag the message says what to do; with it a new cosine follows, interrupted or not."
+    args = ['train', *EXTENDED, '--data_dir', few_scenes]
+    once, twice = ([*args, '--save_dir', tmp_path / name] for name in ('once', 'twice'))
+    run_dir = tmp_path / 'once/timm_test_vit'
+    code, _, err = slotnb(capsys, *once, '--num_epochs', 2, '--extend')
+    assert code == 2 and 'no run to extend' in err
+    for line in (once, twice):
+        assert slotnb(capsys, *line, '--num_epochs', 2)[0] == 0
+    before = (run_dir / 'metrics.csv').read_text()
+    code, _, err = slotnb(capsys, *once, '--num_epochs', 4)
+    assert code == 2 and '--extend trains it on to 4' in err and len(err.strip().splitlines()) == 1
+    code, _, err = slotnb(capsys, *once, '--num_epochs', 4, '--lr', 0.1)
+    assert code == 2 and 'other settings (lr' in err
+    assert slotnb(capsys, *once, '--num_epochs', 4, '--extend')[0] == 0
+    after = (run_dir / 'metrics.csv').read_text()
+    assert after.startswith(before) and len(pd.read_csv(run_dir / 'metrics.csv')) == 4
+    settings = json.loads((run_dir / 'config.json').read_text())['config']
+    assert (settings['num_epochs'], settings['extended']) == (4, '2')
+    earlier = json.loads((run_dir / 'round1/timm_test_vit/config.json').read_text())['config']
+    assert (earlier['num_epochs'], earlier['extended']) == (2, '')
+    config = TrainConfig(**settings)
+    assert lr_at(1, 1, config) == lr_at(1, 1, replace(config, num_epochs=2, extended=''))
+    assert lr_at(2, 1, config) == config.lr and 0 < lr_at(3, 1, config) < config.lr
+    for more in ([], ['--extend']):  # the same command again has nothing to do
+        assert slotnb(capsys, *once, '--num_epochs', 4, *more)[0] == 0
+        assert (run_dir / 'metrics.csv').read_text() == after
+
+    def stop(self, *_):
+        if self.epoch == 3:
+            raise KeyboardInterrupt
+        return end_epoch(self, *_)
+
+    end_epoch = RunState.end_epoch
+    monkeypatch.setattr(RunState, 'end_epoch', stop)
+    assert slotnb(capsys, *twice, '--num_epochs', 4, '--extend')[0] == 130
+    monkeypatch.undo()
+    assert slotnb(capsys, *twice, '--num_epochs', 4, '--extend')[0] == 0
+    assert (tmp_path / 'twice/timm_test_vit/metrics.csv').read_text() == after
+
+
+def test_help_in_groups(capsys):
+    "The common flags come first; every setting is a flag with a help text, and stands in one group."
+    for command, last in dict(train='training', segment='data', features='data', render='pictures').items():
+        with pytest.raises(SystemExit):
+            main([command, '--help'])
+        text = capsys.readouterr().out
+        assert text.index(' common options ') < text.index(f' {last} options '), command
+        if command == 'train':
+            shown = re.findall(r'^│ --(\w+)', text, re.M)
+            assert sorted(shown) == sorted({f.name for f in fields(TrainConfig)} - {'extended'} | {'preset', 'extend'})
+
+
+def test_completion_of_commands_and_flags(tmp_path, capsys):
+    for shell in 'bash', 'zsh':
+        code, script, _ = slotnb(capsys, '--print-completion', shell)
+        assert code == 0 and 'slotnb' in script
+        if shell == 'bash':
+            (tmp_path / 'slotnb').write_text(script)
+    for words, found in ((('slotnb', 'tr'), 'train'), (('slotnb', 'segment', '--resi'), '--resize')):
+        line = f'COMP_WORDS=({" ".join(words)}); COMP_CWORD={len(words) - 1}; . {tmp_path}/slotnb; _tyro_slotnb'
+        said = subprocess.run(['bash', '-c', f'{line}; echo "${{COMPREPLY[@]}}"'], capture_output=True, text=True)
+        assert said.stdout.split() == [found], (words, said)
+    code, _, err = slotnb(capsys, '--print-completion=fish')
+    assert code == 2 and 'bash, zsh or tcsh' in err

@@ -16,26 +16,27 @@ ALLOWED = {
     # core
     'core': '',
     'data': 'core',
-    'backbones': 'backbone_specs core custom_backbone layouts parts weights',
+    'backbones': 'backbone_specs core custom_backbone geometry layouts parts weights',
     'features': 'backbones core data feature_shards',
-    'normalizer': 'core',
+    'normalizer': 'core geometry',
     'slot_attention': 'core',
     'decoder': 'core slot_attention',
-    'losses': '',
-    'model': 'core decoder parts slot_attention variants.attention variants.decoders',
+    'losses': 'geometry',
+    'model': 'core decoder geometry parts slot_attention variants.attention variants.decoders',
     'metrics': 'core',
     'refine': 'core',
     'baselines': 'core',
-    'diagnostics': 'core losses metrics normalizer',
-    'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
-    'runs.identity runs.inputs runs.masks',
-    'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
-    'runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result segment.segmenter train',
+    'diagnostics': 'core geometry losses metrics normalizer',
+    'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
+    'runs.folder runs.identity runs.inputs runs.masks',
+    'evaluate': 'core diagnostics features geometry losses metrics model normalizer parts refine runs.checkpoints '
+    'runs.config runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result segment.segmenter '
+    'train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.identity '
     'runs.inputs runs.notebooks',
     # runs: what a run is made of
-    'runs.config': 'core model normalizer parts slot_attention weights',
-    'runs.inputs': 'backbones core data features formats.detect normalizer parts runs.config',
+    'runs.config': 'core geometry model normalizer parts slot_attention weights',
+    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
     'runs.notebooks': 'core runs.config runs.identity runs.owner',
@@ -45,6 +46,7 @@ ALLOWED = {
     'runs.identity': 'core parts runs.config',
     'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
     'runs.owner runs.state',
+    'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',
     'fast.graphs': '',
@@ -73,11 +75,11 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features geometry refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.config runs.inputs',
-    'explorer.viewer': 'core data evaluate explorer.state features metrics model normalizer parts plots refine '
+    'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots refine '
     'runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
@@ -91,6 +93,7 @@ ALLOWED = {
     'parts': 'core',
     'weights': 'core',
     'layouts': 'core',
+    'geometry': 'core data',
     'backbone_specs': 'core',
     'custom_backbone': 'backbone_specs core layouts parts weights',
     'feature_shards': 'core',
@@ -102,12 +105,13 @@ ALLOWED = {
     'study': 'core evaluate features metrics runs.config runs.folder runs.inputs sweep train',
     'report': 'core metrics plots refine runs.checkpoints runs.notebooks',
     'speed': '',
-    'cli': 'core',
+    'cli': 'commands.flags core',
     # commands
+    'commands.flags': '',
     'commands.segment': 'core evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
     'segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect report runs.checkpoints runs.config '
-    'runs.identity runs.inputs segment.folder sweep train',
+    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts report runs.checkpoints '
+    'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }

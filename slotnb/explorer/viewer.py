@@ -20,6 +20,7 @@ from ..data import Dataset, Sample
 from ..evaluate import Run, load_run
 from .state import State, find_scenes
 from ..features import extract
+from ..geometry import MiddleSquares
 from ..metrics import hard_masks
 from ..model import ModelOutput
 from ..normalizer import LinearSpace, Normalizer
@@ -84,9 +85,13 @@ class Viewer:
         trust: bool = False,  # load a run of other people that imports code, see `load_run`
     ):
         self.run = run if isinstance(run, Run) else load_run(run, trust)
+        if self.run.config.resize == 'letterbox':
+            raise SlotnbError(f'{self.run.folder}: the explorer shows no run with resize letterbox; use slotnb segment')
         self.config, self.grid = self.run.config, tuple(self.run.record['grid'])
         self.name = name or self.config.backbone
         self.scenes = find_scenes(scenes, self.config)
+        if self.config.resize == 'crop':
+            self.scenes = MiddleSquares(self.scenes)
         self.frames = {}  # scene: indices of its frames
         for i, e in enumerate(self.scenes.entries):
             self.frames.setdefault(e.name, []).append(i)

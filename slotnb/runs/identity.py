@@ -16,6 +16,7 @@ from .config import TrainConfig, versions
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
+_BEFORE = dict(resize='stretch', extended='')  # what runs did before there was a setting
 
 
 def read_about(
@@ -35,7 +36,7 @@ def run_key(
     about: dict,  # of `read_about`
 ) -> str:  # 16 hexadecimal digits
     "Digest of settings, backbone and data: what a run's checkpoints carry. The number of epochs does not count."
-    config = {k: v for k, v in about['config'].items() if k not in (*MAY_CHANGE, 'num_epochs')}
+    config = {k: v for k, v in about['config'].items() if k not in (*MAY_CHANGE, 'num_epochs', 'extended')}
     return digest(dict(config=config, backbone=about['backbone'], data=about.get('data', {})))
 
 # %% ../../nbs/runs/identity.ipynb #ec700412
@@ -49,7 +50,7 @@ def check_same_run(
     old, data = read_about(path), new.pop('data', {})
     for part in new:
         for k, v in new[part].items():
-            there = old.get(part, {}).get(k)
+            there = old.get(part, {}).get(k, _BEFORE.get(k) if part == 'config' else None)
             if k not in MAY_CHANGE and there != v:
                 raise SlotnbError(
                     f'{path.parent} holds a run with other settings ({k} {there!r} there, {v!r} here); '

@@ -21,6 +21,7 @@ from ..core import SlotnbError, digest, generator
 from ..data import Dataset
 from ..features import LazyFeatures, extract
 from ..formats.detect import has_no_splits, open_part
+from ..geometry import MiddleSquares
 from ..normalizer import LinearSpace, Moments, Normalizer
 from ..parts import make_part
 from .config import TrainConfig
@@ -56,7 +57,7 @@ def tell_unread(
 
 
 def open_split(
-    config,  # `TrainConfig`, or anything with data_dir, max_frames and skip_broken
+    config,  # `TrainConfig`, or anything with data_dir, max_frames, skip_broken and resize
     split: str,  # 'train' or 'test'
     show_progress: bool = True,  # a bar while everything is read once, for `skip_broken`
 ) -> Dataset:
@@ -70,7 +71,7 @@ def open_split(
         tqdm.write(
             f"{config.data_dir}, {split}: {len(data.skipped)} broken samples left out; the first: {data.skipped[0]}"
         )
-    return data
+    return MiddleSquares(data) if config.resize == 'crop' else data
 
 
 class _WithMasks(Dataset):
@@ -100,15 +101,16 @@ def prepare(
     config: TrainConfig,
     show_progress: bool = True,  # a bar while features are computed
 ) -> RunData:
-    "Read the scenes, find or compute their features, hold some out. `SlotnbError` if no training batch is left."
+    "Read the scenes, find or compute their features, hold some out. `SlotnbError` if nothing is left to train on."
     config.check_parts()
     data = {split: open_split(config, split, show_progress) for split in ('train', 'test')}
     num_val = max(1, round(config.val_fraction * len(data['train'])))
     num_train = len(data['train']) - num_val
+    if not num_train:
+        raise SlotnbError(f"'{config.data_dir}' has one training image; training needs two, of which one is held out")
     if config.batch_size > num_train:
-        raise SlotnbError(
-            f"batch_size {config.batch_size} is larger than the data: {num_train} training images are left in "
-            f"'{config.data_dir}' after {num_val} were held out"
+        tqdm.write(
+            f'batch_size {config.batch_size}: each step takes all {num_train} training images, there are no more'
         )
     backbone = frozen_backbone(config)
     read = {split: _WithMasks(data[split]) for split in data}
@@ -191,7 +193,7 @@ NOT_OF_DATA = (  # settings that do not change what `prepare` returns
     'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
     'slot_init slot_std '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
-    'warmup_epochs num_epochs clip_norm train_precision engine seed'
+    'warmup_epochs num_epochs extended clip_norm train_precision engine seed'
 ).split()
 
 

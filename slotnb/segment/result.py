@@ -105,8 +105,9 @@ class Segmentation:
     frame: int | None  # number of the frame of a video or scene; None for a picture
     image: np.ndarray  # (h w 3) uint8
     labels: np.ndarray  # (h w) int32: 0 background, 1 and more segments
-    masks: Tensor  # (k h' w') soft masks of the slots on the patch grid, sum to 1 over k
+    masks: Tensor  # (k h' w') soft masks of the slots on the patches of the image, sum to 1 over k
     slots: Tensor  # (k d)
+    part: tuple[slice, slice] = np.s_[:, :]  # rows and columns that were segmented; with a crop the middle square
 
     def __repr__(self):
         (h, w), frame = self.labels.shape, '' if self.frame is None else f', frame {self.frame}'
@@ -129,8 +130,9 @@ class Segmentation:
         "One row per segment without the background: its slot, its size, and its box in pixels."
         h, w = self.labels.shape
         k, grid = len(self.masks), self.masks.shape[1:]
-        owner = hard_masks(self.masks.reshape(k, -1), shrink(self.image, 256).shape[:2], tuple(grid))
-        small = np.asarray(Image.fromarray(self.labels).resize(owner.shape[::-1], Image.Resampling.NEAREST))
+        owner = hard_masks(self.masks.reshape(k, -1), shrink(self.image[self.part], 256).shape[:2], tuple(grid))
+        seen = Image.fromarray(np.ascontiguousarray(self.labels[self.part]))
+        small = np.asarray(seen.resize(owner.shape[::-1], Image.Resampling.NEAREST))
         rows = []
         for i in np.unique(self.labels[self.labels > 0]):
             inside = self.labels == i

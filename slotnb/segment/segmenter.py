@@ -19,6 +19,7 @@ from ..baselines import spectral_masks
 from ..core import SlotnbError, generator
 from ..data import Sample
 from ..features import compute_features
+from ..geometry import frame_of, inside, middle_square
 from ..refine import merge_slots
 from .result import Segmentation, check_options, image_labels
 
@@ -26,7 +27,7 @@ from .result import Segmentation, check_options, image_labels
 class FoundSlots(NamedTuple):
     "Slots of one image."
 
-    masks: Tensor  # (k n) soft masks on the patch grid, sum to 1 over k
+    masks: Tensor  # (k n) soft masks on the patch grid, sum to 1 over k; NaN in the border of a letterbox
     slots: Tensor  # (k d)
 
 
@@ -47,6 +48,15 @@ class ModelSlots:
             self.model = deepcopy(model)
             self._set_num_slots(num_slots)
 
+    def set_border(
+        self,
+        border: bool,  # whether tokens may be NaN, which lie outside of the picture (`slotnb.geometry`)
+    ):
+        "Take features of a letterbox although the model was trained without, or the other way round."
+        if border != self.model.border:
+            self.model = deepcopy(self.model)
+            self.model.border = border
+
     def _set_num_slots(self, num_slots):
         init = self.model.init
         if num_slots < 2:
@@ -62,7 +72,9 @@ class ModelSlots:
     ) -> FoundSlots:
         x = self.normalizer(feats[None] * self.scale)
         out = self.model(x, self.model.init.draw(1, generator(self.seed, 'evaluation')))
-        return FoundSlots(merge_slots(out.attn[0], x[0], self.grid), out.slots[0])
+        frame = frame_of(feats, self.grid)
+        masks = merge_slots(frame.cut(out.attn[0]), frame.cut(x[0], -2), frame.size)
+        return FoundSlots(frame.put(masks), out.slots[0])
 
 
 class ClusterSlots:
@@ -79,8 +91,10 @@ class ClusterSlots:
         self,
         feats: Tensor,  # (n d) of one image, as the backbone returns them
     ) -> FoundSlots:  # a slot is the mean token of its cluster
+        own, feats = inside(feats), feats[inside(feats)].float()
         masks = torch.from_numpy(spectral_masks(feats, self.num_slots, self.seed)).float()
-        return FoundSlots(masks, masks @ feats.float() / masks.sum(1, keepdim=True).clamp(min=1))
+        slots = masks @ feats / masks.sum(1, keepdim=True).clamp(min=1)
+        return FoundSlots(masks.new_full((len(masks), len(own)), torch.nan).masked_scatter(own, masks), slots)
 
 # %% ../../nbs/segment/segmenter.ipynb #33554678
 class Segmenter:
@@ -93,9 +107,10 @@ class Segmenter:
         refine: bool = True,  # see `slotnb.segment.result.image_labels`
         min_pixels: int | None = None,  # see `image_labels`
         work_size: int = 512,  # see `image_labels`
+        crop: bool = False,  # only the middle square of an image is segmented; the rest gets label 0
     ):
         check_options(min_pixels, work_size)
-        self.backbone, self.find = backbone, find
+        self.backbone, self.find, self.crop = backbone, find, crop
         self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size)
 
     def __call__(
@@ -107,15 +122,21 @@ class Segmenter:
         images, device = iter(images), getattr(self.backbone, 'device', torch.device('cpu'))
         batch_size = batch_size or (1 if device.type == 'cpu' else 8)
         while batch := [as_sample(x) for x in islice(images, batch_size)]:
-            feats = compute_features(self.backbone, [torch.tensor(s.image).permute(2, 0, 1) for s in batch])
+            seen = [s.image[self._part(s.image)] for s in batch]
+            feats = compute_features(self.backbone, [torch.tensor(x).permute(2, 0, 1) for x in seen])
             for sample, x in zip(batch, feats.float()):
                 yield self._segment(sample, x)
 
+    def _part(self, image):
+        return middle_square(image.shape[:2]) if self.crop else np.s_[:, :]
+
     def _segment(self, sample, feats):
-        grid, found = self.backbone.grid, self.find(feats)
-        labels = image_labels(sample.image, found.masks, grid, **self.options)
-        masks = found.masks.unflatten(1, grid)
-        return Segmentation(sample.name, sample.frame, sample.image, labels, masks, found.slots)
+        frame, found, part = frame_of(feats, self.backbone.grid), self.find(feats), self._part(sample.image)
+        masks = frame.cut(found.masks)
+        labels = np.zeros(sample.image.shape[:2], np.int32)
+        labels[part] = image_labels(sample.image[part], masks, frame.size, **self.options)
+        masks = masks.unflatten(1, frame.size)
+        return Segmentation(sample.name, sample.frame, sample.image, labels, masks, found.slots, part)
 
 
 def as_sample(
