@@ -112,6 +112,16 @@ def mend_signature(
     return text[: m.start()] + shown + text[m.end() :]
 
 
+def printed_table(
+    output,  # of a cell
+):
+    "What is printed are sentences, which wrap. A printed table becomes a display, which keeps its columns and scrolls."
+    lines = ''.join(output.get('text', [])).splitlines()
+    if output.get('name') != 'stdout' or sum(bool(re.search(r'\S {3,}\S', line)) for line in lines) < 2:
+        return output
+    return dict(output_type='display_data', metadata={}, data={'text/plain': output['text']})
+
+
 def join_code(
     cells,  # of a report
 ):
@@ -162,6 +172,8 @@ def for_readers(
             cell.source = cell.source.replace('#| code-fold: show\n', '#| code-fold: true\n', 1)
         if cell.cell_type == 'markdown':
             cell.source = keep_together(own_links(cell.source, *where))
+        if cell.get('outputs'):
+            cell.outputs = [printed_table(o) for o in cell.outputs]
         for data in (o['data'] for o in cell.get('outputs', []) if 'data' in o):
             if 'text/markdown' in data:
                 text = own_links(''.join(data['text/markdown']), *where)

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from urllib.parse import parse_qsl
@@ -196,7 +197,9 @@ def test_a_picture_of_ones_own_is_segmented_as_by_the_run(runs, tmp_path):
     message, half = dict(kind='file', id=0.5, name='cup.jpg', size=len(content)), len(content) // 2
     e._on_message(e.thumbs, message, [content[:half]])
     assert len(e.added) == 1
+    start = time.process_time()
     e._on_message(e.thumbs, message, [content[half:]])
+    assert time.process_time() - start < 2, 'seconds of a CPU from the file to its slots'
     assert [s.name for s in e.added] == ['cup', "cup'"] and (e.viewer().output(e.current).labels == shown.labels).all()
     e._on_message(e.thumbs, message | dict(id=1, name='notes.txt', size=3), [b'abc'])
     assert 'notes.txt cannot be read' in e.error and len(e.added) == 2

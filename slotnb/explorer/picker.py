@@ -50,7 +50,7 @@ class RunPicker(w.VBox):
     ):
         "Show a folder. `SlotnbError` if it cannot be read."
         self.entries = list_folder(folder)
-        self.where.value = f'<div class="slotnb-query">{html.escape(str(Path(folder).resolve()))}</div>'
+        self.where.value = f'<div class="slotnb-note">{html.escape(str(Path(folder).resolve()))}</div>'
         self.list.options = [(label, i) for i, (label, *_) in enumerate(self.entries)]
         self.list.index = 0
         self._label()

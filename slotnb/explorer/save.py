@@ -110,6 +110,6 @@ class SaveMasks(w.VBox):
             self._say(f'{type(e).__name__}: {e}. This is a bug; please report it', 'error')
         self.button.description, self.bar.layout.display = 'save all masks', 'none'
 
-    def _say(self, text, kind='query'):
+    def _say(self, text, kind='note'):
         role = 'alert' if kind == 'error' else 'status'
         self.text.value = f'<div class="slotnb-{kind}" role="{role}">{html.escape(text)}</div>'

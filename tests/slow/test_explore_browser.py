@@ -419,7 +419,8 @@ def test_one_run_a_picture_and_a_second_run(runs, viewers, page, tmp_path):
             page.evaluate(DROP, ['cup.jpg', base64.b64encode((tmp_path / 'cup.jpg').read_bytes()).decode()])
             page.wait_for_selector(f'[data-key=scene-{int(known) + 1}] .slotnb-chosen')
             took.append(time.monotonic() - start)
-        assert min(took) < 2, took
+        share = max(1, os.getloadavg()[0] / os.cpu_count())  # processes that share each core
+        assert min(took) < 2 * share, (took, share)
         print(f'seconds from a dropped picture to its segments: {took}')
         run = load_run(runs / 'instance-seed0/dinov2_vits14')
         added = viewers[0].add(Sample('cup', 0, Path('cup'), run.segment(tmp_path / 'cup.jpg').image, None, [], False))
