@@ -163,6 +163,8 @@ def check(
         for e in body.find_all(['pre', 'code']):
             if re.search(r'^\s*#\|', e.get_text(), re.M):
                 wrong(f'a directive is shown raw: {e.get_text().strip()[:60]!r}')
+            if found := re.search(r'<[^<>\n]* at 0x[0-9a-f]+>|\(\s*\*args, \*\*kwargs\s*\):\s*$', e.get_text()):
+                wrong(f'says nothing to a reader: {" ".join(found[0].split())}')
         if found := re.search(r'(?<![\w.~/])/(home|root|tmp|work|workspace|Users|var/folders)/[\w.]+', body.get_text()):
             wrong(f'shows the path of a machine: {found[0]}')
     return problems

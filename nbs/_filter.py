@@ -1,10 +1,14 @@
 "A notebook as the site shows it: nbdev's directives obeyed, the API shown, names linked. Called by `_docs.py`."
 
+import ast
+import inspect
 import io
 import os
 import re
 from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 from unittest.mock import patch
 
 
@@ -64,6 +68,77 @@ def own_links(
     return ''.join(lines)
 
 
+NUMBER_SPACE = re.compile(r'(?<=[\d\w)]) ± (?=[\d.])|(?<=\d) (?=%)')
+
+
+def keep_together(
+    text,  # markdown or HTML
+):
+    "No line ends inside `0.763 ± 0.008` or `95 %`: no-break spaces, but not in code."
+    parts = re.split(r'(^```.*?^```|`[^`\n]+`|<(?:pre|code)\b.*?</(?:pre|code)>)', text, flags=re.M | re.S)
+    return ''.join(
+        p if i % 2 else NUMBER_SPACE.sub(lambda m: m[0].replace(' ', '\N{NO-BREAK SPACE}'), p)
+        for i, p in enumerate(parts)
+    )
+
+
+def fields_signature(
+    cls,  # a NamedTuple
+):
+    "Its fields as nbdev shows the parameters of a function: one a line, with the comments of the source."
+    lines = dedent(inspect.getsource(cls)).splitlines()
+    shown, above = [], []
+    nodes = {n.lineno: n for n in ast.parse('\n'.join(lines)).body[0].body if isinstance(n, ast.AnnAssign)}
+    for number, line in enumerate(lines, 1):
+        if node := nodes.get(number):
+            default = f'={ast.unparse(node.value)}' if node.value else ''
+            comment = lines[node.end_lineno - 1][node.end_col_offset :].strip() or ' '.join(above)
+            shown.append(f'    {node.target.id}:{ast.unparse(node.annotation)}{default}, {comment}'.rstrip())
+        above = above + [line.strip()] if line.strip().startswith('#') else []
+    return '\n'.join(shown)
+
+
+def mend_signature(
+    text,  # what nbdev shows for a name, markdown
+    module,  # that exports it
+):
+    "nbdev shows `*args, **kwargs` for a NamedTuple, an exception and a widget: the fields, or no signature."
+    block = re.compile(r'```python\ndef (\w+)\(\n    \*args(?::object)?, \*\*kwargs(?::object)?\n\)[^\n]*:\n```\n')
+    if not (m := block.search(text)):
+        return text
+    found = getattr(import_module(module), m[1])
+    fields = hasattr(found, '_fields')
+    shown = f'```python\ndef {m[1]}(\n{fields_signature(found)}\n):\n```\n' if fields else ''
+    return text[: m.start()] + shown + text[m.end() :]
+
+
+def printed_table(
+    output,  # of a cell
+):
+    "What is printed are sentences, which wrap. A printed table becomes a display, which keeps its columns and scrolls."
+    lines = ''.join(output.get('text', [])).splitlines()
+    if output.get('name') != 'stdout' or sum(bool(re.search(r'\S {3,}\S', line)) for line in lines) < 2:
+        return output
+    return dict(output_type='display_data', metadata={}, data={'text/plain': output['text']})
+
+
+def join_code(
+    cells,  # of a report
+):
+    "Code cells without output join the code cell that follows, so that a page does not open with a row of folds."
+    joined = []
+    for cell in cells:
+        before = joined[-1] if joined else None
+        if before and before.cell_type == cell.cell_type == 'code' and not before.get('outputs'):
+            directives, code = [], []
+            for line in cell.source.splitlines():
+                (directives if line.startswith('#|') else code).append(line)
+            cell.source = '\n'.join([*directives, before.source.rstrip(), '', *code])
+            joined.pop()
+        joined.append(cell)
+    return joined
+
+
 def for_readers(
     path,  # a notebook of this repository
 ):  # its JSON as the site shows it
@@ -83,18 +158,29 @@ def for_readers(
         FilterDefaults()(nb)
     nb.metadata.pop('widgets', None)
     where = cfg.config_path, f'{cfg.doc_host}{cfg.doc_baseurl}/', path.parent
+    report = path.parent.name == 'reports'
+    if report:
+        nb.cells = join_code(nb.cells)
     for cell in nb.cells:
         if cell.cell_type == 'raw':
             cell.source = re.sub(
                 r'^output-file:.*\n', '', cell.source, flags=re.M
             )  # a page is named after its notebook
-        if cell.cell_type == 'code' and path.parent.name == 'reports' and cell.source.strip():
+        if cell.cell_type == 'code' and report and cell.source.strip():
             cell.source = f'#| code-fold: true\n{cell.source}'  # reports are read for their figures
+        if cell.cell_type == 'code':  # the signature stands above the source that nbdev adds
+            cell.source = cell.source.replace('#| code-fold: show\n', '#| code-fold: true\n', 1)
         if cell.cell_type == 'markdown':
-            cell.source = own_links(cell.source, *where)
+            cell.source = keep_together(own_links(cell.source, *where))
+        if cell.get('outputs'):
+            cell.outputs = [printed_table(o) for o in cell.outputs]
         for data in (o['data'] for o in cell.get('outputs', []) if 'data' in o):
             if 'text/markdown' in data:
-                data['text/markdown'] = own_links(''.join(data['text/markdown']), *where).splitlines(True)
+                text = own_links(''.join(data['text/markdown']), *where)
+                text = mend_signature(text, f'{lib}.{exported[1]}') if exported else text
+                data['text/markdown'] = keep_together(text).splitlines(True)
+            if 'text/html' in data:
+                data['text/html'] = keep_together(''.join(data['text/html'])).splitlines(True)
     return nb2str(nb)
 
 

@@ -4,7 +4,9 @@ import json
 import math
 import shutil
 import sys
+import time
 from dataclasses import replace
+from pathlib import Path
 from urllib.parse import parse_qsl
 import numpy as np
 import pandas as pd
@@ -12,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 from conftest import DATA
+from slotnb.cli import main
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
 from slotnb.evaluate import evaluate, load_run
@@ -19,15 +22,17 @@ from slotnb.explorer.pages import runs_page, same_place, scene_page, segment_col
 from slotnb.explorer.server import serve
 from slotnb.explorer.state import State
 from slotnb.explorer.viewer import Viewer
-from slotnb.explorer.views import NUMBERS, numbers, query, state_warnings
+from slotnb.explorer.views import NUMBERS, as_bytes, numbers, query, state_warnings
 from slotnb.explorer.widget import SlotExplorer
 from slotnb.fast.many_models import train_many
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_scene, hard_masks
-from slotnb.plots import colorize
+from slotnb.plots import colorize, match_colors, overlay
+from slotnb.refine import merge_slots, refine_masks
 from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.runs.folder import RunState
 from slotnb.runs.masks import is_kept, load_tracked_masks
+from slotnb.segment.result import enlarge
 from slotnb.train import fit
 
 FEW = PRESETS['version_0_1'] | dict(
@@ -157,6 +162,101 @@ def test_without_ground_truth(runs, tmp_path):
         k for k in NUMBERS if k in ('fvu', 'slot_cosine', 'effective_slots', 'active_slots', 'mask_entropy', 'mask_max')
     ]
     assert 'FG-ARI' not in e.panel.numbers.value
+
+
+@pytest.mark.parametrize('source', State.sources)
+def test_the_segments_that_are_scored_are_those_that_are_shown(viewer, source):
+    "Picture and scores follow from the same labels, computed here from the model's output alone."
+    page, out = scene_page(viewer, State(scene=5, source=source)), viewer.output(State(scene=5)).out
+    sample, x = viewer.sample(5), viewer.output(State(scene=5)).x
+    soft = out.masks[0] if source == 'masks' else out.attn[0]
+    if source in ('merged', 'refined'):
+        soft = merge_slots(soft, x, viewer.grid)
+    size = sample.image.shape[:2]
+    labels = refine_masks(sample.image, soft, grid=viewer.grid) if source == 'refined' else hard_masks(soft, size)
+    colors = match_colors(sample.segmentation, labels, int(labels.max()) + 1)
+    shown = next(p.image for p in page.pictures if p.key == 'segments')
+    assert (shown == as_bytes(overlay(sample.image, labels, colors))).all()
+    for k, v in evaluate_scene(sample.segmentation, labels).items():
+        assert page.numbers[k][0] == pytest.approx(v, nan_ok=True)
+
+
+def test_a_picture_of_ones_own_is_segmented_as_by_the_run(runs, tmp_path):
+    "By path or as a file of the browser, in parts; its labels are those of `Run.segment`."
+    Image.fromarray(KubricFolders(DATA, 'test')[3].image).resize((640, 400)).save(tmp_path / 'cup.jpg', quality=95)
+    e, content = SlotExplorer(runs['plain']), (tmp_path / 'cup.jpg').read_bytes()
+    assert e.viewer().loading.ident is None
+    e._on_message(e.thumbs, dict(kind='ready'), [])  # what the browser sends after the first pictures
+    e.add_picture(tmp_path / 'cup.jpg')
+    assert e.error == '' and e.viewer().loading.ident and e.state == dict(view='scene', scene=24, source='refined')
+    assert e.controls['scene'].max == 24 and e.gallery.link == 'view=scene', 'a link cannot name the picture'
+    segmented = load_run(runs['plain']).segment(tmp_path / 'cup.jpg')
+    shown = e.viewer().output(e.current)
+    assert shown.labels.shape == (320, 512) and segmented.num_segments > 0
+    assert (enlarge(shown.labels.astype(np.int32), (400, 640)) == segmented.labels).all()
+    message, half = dict(kind='file', id=0.5, name='cup.jpg', size=len(content)), len(content) // 2
+    e._on_message(e.thumbs, message, [content[:half]])
+    assert len(e.added) == 1
+    start = time.process_time()
+    e._on_message(e.thumbs, message, [content[half:]])
+    assert time.process_time() - start < 2, 'seconds of a CPU from the file to its slots'
+    assert [s.name for s in e.added] == ['cup', "cup'"] and (e.viewer().output(e.current).labels == shown.labels).all()
+    e._on_message(e.thumbs, message | dict(id=1, name='notes.txt', size=3), [b'abc'])
+    assert 'notes.txt cannot be read' in e.error and len(e.added) == 2
+    e._on_message(e.thumbs, message | dict(id=2, name='film.mov', size=2**30), [])
+    assert e.error == 'film.mov has 1024 MiB; choose a picture of at most 100 MiB'
+    e.state = dict(scene=0)
+    assert e.error == '' and 'ground_truth' in e.pictures
+
+
+def test_save_all_masks_writes_what_the_command_writes(runs, few_scenes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    e = SlotExplorer(runs['plain'], few_scenes)
+    save = e.panel.save
+    save.click()
+    save.thread.join()
+    name, out = next(iter(e.runs)), tmp_path / f'masks/{next(iter(e.runs))}'
+    assert f'{out}: 2 images' in save.text.value and save.bar.value == 2 and name == 'dinov2_vits14'
+    save.show(save.command, few := e.viewer().scenes, [])
+    assert (
+        main(['segment', str(few_scenes), '--split=test', f'--run={runs["plain"]}', f'--out={tmp_path / "cli"}']) == 0
+    )
+    files = {p.relative_to(tmp_path / 'cli') for p in (tmp_path / 'cli').rglob('*') if p.is_file()}
+    assert files == {p.relative_to(out) for p in out.rglob('*') if p.is_file()} and len(few) == 2
+    for path in files - {Path('contact_sheet.png')}:  # a file of matplotlib
+        assert (out / path).read_bytes() == (tmp_path / 'cli' / path).read_bytes(), path
+    e.state = dict(num_slots=4, source='merged')
+    assert save.folder.placeholder == 'masks/dinov2_vits14-4-slots-unrefined' and '4 slots' in save.text.value
+    save.folder.value = str(out)
+    save.click()
+    save.thread.join()
+    assert 'holds masks of other settings' in save.text.value and 'slotnb-error' in save.text.value
+    save.folder.value = 'stopped'
+    count = save._count
+    monkeypatch.setattr(save, '_count', lambda out: (count(out), save.click()))  # stop at the second image
+    save.click()
+    save.thread.join()
+    assert 'stopped before image 2' in save.text.value and len(list((tmp_path / 'stopped').glob('labels/*.png'))) == 1
+    monkeypatch.undo()
+    save.click()
+    save.thread.join()
+    assert 'stopped: 2 images' in save.text.value
+    given = SlotExplorer(load_run(runs['plain']), e.viewer().scenes)
+    assert given.panel.save.button.disabled and 'give its folder' in given.panel.save.text.value
+
+
+def test_a_second_run_is_chosen_in_a_list_of_folders(runs):
+    e = SlotExplorer(runs['plain'])
+    e.controls['view'].value = 'runs'
+    assert 'two runs are needed' in e.error and e.panel.picker.layout.display == ''
+    labels = [label for label, _ in e.panel.picker.list.options]
+    assert labels[:3] == [f'run: {name}/dinov2_vits14' for name in ('learned', 'mlp', 'plain')]
+    e.panel.picker.list.index = 1
+    e.panel.picker.button.click()
+    assert e.error == '' and e.state == dict(view='runs', compare='mlp/dinov2_vits14')
+    assert e.page.columns == ('dinov2_vits14', 'mlp/dinov2_vits14') and e.panel.picker.layout.display == 'none'
+    e.state = dict(view='training', source='refined')
+    assert any("refined masks are not kept over the epochs: the decoder's are shown" in w for w in e.page.warnings)
 
 
 def test_frames(runs, few_scenes):

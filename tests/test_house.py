@@ -78,16 +78,20 @@ ALLOWED = {
     'segment.segmenter': 'backbones baselines core data features geometry refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
-    'explorer.state': 'core data formats.detect normalizer runs.config runs.inputs',
+    'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots refine '
     'runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
     'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views metrics '
     'plots runs.config runs.inputs runs.masks',
-    'explorer.controls': 'core explorer.pages explorer.replay explorer.state explorer.viewer explorer.views normalizer',
-    'explorer.widget': 'core data evaluate explorer.controls explorer.pages explorer.replay explorer.state '
-    'explorer.viewer explorer.views segment.result',
+    'explorer.gallery': 'core explorer.views',
+    'explorer.picker': 'core',
+    'explorer.save': 'commands.segment core data',
+    'explorer.controls': 'core explorer.pages explorer.picker explorer.replay explorer.save explorer.state '
+    'explorer.viewer explorer.views normalizer',
+    'explorer.widget': 'commands.segment core data evaluate explorer.controls explorer.gallery explorer.pages '
+    'explorer.replay explorer.state explorer.viewer explorer.views formats.images segment.result',
     'explorer.server': 'core explorer.state explorer.widget parts',
     # appendix
     'parts': 'core',
@@ -108,7 +112,7 @@ ALLOWED = {
     'cli': 'commands.flags core',
     # commands
     'commands.flags': '',
-    'commands.segment': 'core evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
+    'commands.segment': 'core data evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
     'segment.segmenter',
     'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts report runs.checkpoints '
     'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',

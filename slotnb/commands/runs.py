@@ -56,7 +56,7 @@ class ExploreConfig:
 
     run: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar='RUN')
-    ]  # a run's folder, its checkpoint, or a folder that holds runs
+    ]  # a run's folder, its checkpoint, a folder that holds runs, or movi_a, which is shipped
     compare: str = ''  # a second run, to begin with the two side by side
     data_dir: str = ''  # scenes to look at; empty: the test scenes that the run was scored on
     port: int = 0  # of the page; 0 is any free one

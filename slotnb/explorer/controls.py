@@ -10,7 +10,9 @@ import html
 from typing import Callable
 from ..core import need_extra
 from .pages import Page
+from .picker import RunPicker
 from .replay import Replay
+from .save import SaveMasks
 from .state import State
 from .viewer import Viewer
 from .views import NUMBERS
@@ -29,7 +31,13 @@ def numbers_table(
     head = f'<tr><th></th>{heads}</tr>' if names else ''
     legend = ''.join(f'<div>{letter}: {name}</div>' for letter, name in zip('AB', names))
     labels, rows = NUMBERS | Replay.metrics, ''
+    heads = (
+        dict(fg_ari='of the segments shown', fvu="of the model and its decoder's masks")
+        if 'fg_ari' in page.numbers
+        else {}
+    )
     for k, values in page.numbers.items():
+        rows += f'<tr><th colspan="{1 + len(values)}">{heads[k]}</th></tr>' if k in heads else ''
         rows += f'<tr><td>{labels[k]}</td>' + ''.join(f'<td data-name="{k}">{cell(v)}</td>' for v in values) + '</tr>'
     return f'{legend}<table>{head}{rows}</table>'
 
@@ -88,11 +96,17 @@ class Controls(w.VBox):
         self,
         on_change: Callable,  # called with the name of a field and its new value
         on_play: Callable,  # called with True or False
+        on_run: Callable,  # called with the folder of a run that was chosen
+        on_browse: Callable,  # called with True when the list of folders appears, with False when it disappears
     ):
         self.boxes, self.syncing = _boxes(), False
         auto = lambda: w.Layout(width='auto')
         self.play = w.ToggleButton(description='▶ replay', tooltip='from the first epoch to the last', layout=auto())
         self.play.observe(lambda change: on_play(change.new), 'value')
+        self.add_run = w.ToggleButton(description='add a run', tooltip='choose a folder', layout=auto())
+        self.add_run.observe(lambda change: self._on_add_run(change.new, on_browse), 'value')
+        self.picker, self.save = RunPicker(on_run), SaveMasks()
+        self.picker.layout.display = 'none'
         self.reset = w.Button(description='reset to the trained settings', layout=auto())
         for name, box in self.boxes.items():
             box.add_class(f'slotnb-control-{name}')
@@ -100,9 +114,15 @@ class Controls(w.VBox):
         self.patch, self.numbers, self.link = w.HTML(), w.HTML(), w.HTML()
         self.numbers.add_class('slotnb-numbers')
         self.link.add_class('slotnb-state')
-        boxes, about = list(self.boxes.values()), [self.reset, self.patch, self.numbers, self.link]
-        layout = w.Layout(width='300px', flex='0 0 auto', padding='0 12px 0 0')
-        super().__init__([*boxes[:6], self.play, *boxes[6:], *about], layout=layout)
+        boxes = list(self.boxes.values())
+        what = w.VBox([*boxes[:3], self.add_run, self.picker, *boxes[3:6], self.play, boxes[6]])
+        how = w.VBox([*boxes[7:], self.reset, self.patch, self.numbers, self.save, self.link])
+        super().__init__([what.add_class('slotnb-what'), how.add_class('slotnb-how')])
+        self.add_class('slotnb-panel')
+
+    def _on_add_run(self, on, on_browse):
+        self.picker.layout.display = '' if on else 'none'
+        on_browse(on)
 
     def show(
         self,
@@ -155,3 +175,5 @@ class Controls(w.VBox):
         for box in (self.boxes['epoch'], self.play):
             show(box, training)
         show(self.reset, not training)
+        show(self.save, not training)
+        show(self.add_run, not training)

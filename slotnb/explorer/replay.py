@@ -112,6 +112,8 @@ def training_page(
     pictures = [p for part, _ in parts for p in part]
     pictures += slot_pictures(kept[at, 0], parts[0][1], replay.grid, row='slots of held-out image 1')
     row, warnings = replay.table.loc[epoch], []
+    if state.source in ('merged', 'refined'):
+        warnings.append(f"{state.source} masks are not kept over the epochs: the decoder's are shown")
     if not replay.finished:
         warnings.append(f'{replay.name} is not finished: epoch {epoch + 1} of {config.num_epochs}')
     if replay.samples[0] is None:

@@ -92,7 +92,7 @@ def _voila(folder, port, token, asked):
 
 # %% ../../nbs/explorer/server.ipynb #server-6
 def serve(
-    runs: list[str],  # runs' folders, checkpoints, or folders that hold runs
+    runs: list[str],  # runs' folders, checkpoints, folders that hold runs, or names of shipped models
     scenes: str | None = None,  # a path; None is the run's own test scenes
     port: int = 0,  # 0 chooses a free one
     compare: bool = False,  # start with the first two runs side by side

@@ -14,6 +14,7 @@ from ..core import SlotnbError
 from ..data import Dataset
 from ..formats.detect import open_dataset
 from ..normalizer import Normalizer
+from ..runs.checkpoints import checkpoint_path
 from ..runs.config import TrainConfig
 from ..runs.inputs import open_split
 
@@ -79,10 +80,11 @@ class State:
 
 # %% ../../nbs/explorer/state.ipynb #state-10
 def find_runs(
-    path: str | Path,  # a run's folder, its checkpoint, or a folder that holds runs
+    path: str | Path,  # a run's folder, its checkpoint, a folder that holds runs, or the name of a shipped model
 ) -> dict[str, Path]:  # name: folder or checkpoint
     "All runs at a path, finished or in training. `SlotnbError` if there is none."
-    path = Path(path)
+    path = Path(path).expanduser()
+    path = path if path.exists() else checkpoint_path(path).parent if checkpoint_path(path).exists() else path
     if path.suffix == '.safetensors' or (path / 'config.json').exists():
         return {(path.parent if path.suffix == '.safetensors' else path).name: path}
     if not path.is_dir():

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from copy import deepcopy
 from functools import lru_cache
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple
 import numpy as np
 import torch
@@ -19,8 +20,8 @@ from ..core import SlotnbError, generator
 from ..data import Dataset, Sample
 from ..evaluate import Run, load_run
 from .state import State, find_scenes
-from ..features import extract
-from ..geometry import MiddleSquares
+from ..features import compute_features, extract
+from ..geometry import MiddleSquares, crop
 from ..metrics import hard_masks
 from ..model import ModelOutput
 from ..normalizer import LinearSpace, Normalizer
@@ -29,7 +30,7 @@ from ..plots import pca_rgb
 from ..refine import merge_slots, refine_masks
 from ..runs.inputs import frozen_backbone, prepare
 from ..runs.shipped import check_features
-from ..segment.result import shrink
+from ..segment.result import image_labels, shrink
 
 # %% ../../nbs/explorer/viewer.ipynb #viewer-7
 class SceneOutput(NamedTuple):
@@ -95,13 +96,34 @@ class Viewer:
         self.frames = {}  # scene: indices of its frames
         for i, e in enumerate(self.scenes.entries):
             self.frames.setdefault(e.name, []).append(i)
-        backbone = frozen_backbone(self.config)
-        check_features(self.run.record, self.run.folder, backbone)
-        self.feats = extract(backbone, self.scenes, show_progress=show_progress)
+        self.backbone = frozen_backbone(self.config)
+        check_features(self.run.record, self.run.folder, self.backbone)
+        self.feats = extract(self.backbone, self.scenes, show_progress=show_progress)
+        self.added = []  # (sample, features) of pictures that are no scenes of the dataset
+        self.loading = Thread(target=getattr, args=[self.backbone, 'net'], daemon=True)
         self.model = deepcopy(self.run.model)
         self.fixed = _fixed_settings(self.config, self.model)
         self.output, self.normalizer = lru_cache(8)(self._output), lru_cache(4)(self._normalizer)
-        self.sample, self.pca = lru_cache(64)(self.scenes.__getitem__), lru_cache(64)(self._pca)
+        self.sample, self.pca = lru_cache(64)(self._sample), lru_cache(64)(self._pca)
+
+    def load(self):
+        "Load the backbone's weights in a thread, so that `add` need not wait for them. A second call does nothing."
+        if self.loading.ident is None:
+            self.loading.start()
+
+    def add(
+        self,
+        sample: Sample,  # a picture; its name is that of no scene
+    ) -> int:  # its scene
+        "Show a picture after the scenes. Its masks are those of `Run.segment`."
+        if self.loading.is_alive():
+            self.loading.join()
+        if self.config.resize == 'crop':
+            sample = crop(sample)
+        feats = compute_features(self.backbone, [torch.tensor(sample.image).permute(2, 0, 1)])[0].float()
+        self.added.append((sample, feats.cpu()))
+        self.frames[sample.name] = [len(self.scenes) + len(self.added) - 1]
+        return len(self.frames) - 1
 
     def index(
         self,
@@ -148,11 +170,22 @@ class Viewer:
         norm = Normalizer(kind, self.run.record['dim'])
         return norm.fit(prepare(self.config, False).train) if kind == 'dataset' else norm
 
+    def _sample(self, index):
+        own = index - len(self.scenes)
+        return self.added[own][0] if own >= 0 else self.scenes[index]
+
+    def _raw(self, index):
+        "(n d) features as the backbone returns them."
+        own = index - len(self.scenes)
+        return self.added[own][1] if own >= 0 else self.feats[index]
+
     def _noise(self, index, seed, num_slots):
-        "(1 k d): what `slotnb.evaluate.outputs` draws for this sample."
+        "(1 k d): what `slotnb.evaluate.outputs` draws for this sample; for a picture, what `Run.segment` draws."
         stream, size, init = generator(seed, 'evaluation'), 32, self.model.init
         if 'num_slots' not in self.fixed:
             init.num_slots = num_slots
+        if index >= len(self.scenes):
+            return init.draw(1, stream)
         for start in range(0, index + 1, size):
             noise = init.draw(min(size, len(self.scenes) - start), stream)
         return noise[index - start][None]
@@ -173,7 +206,7 @@ class Viewer:
     @torch.no_grad()
     def _output(self, state):
         index, s, m = self.index(state), self.settings(state), self.model
-        sample, raw = self.sample(index), self.feats[index] * self.run.scale
+        sample, raw = self.sample(index), self._raw(index) * self.run.scale
         if sample.segmentation is None:  # nothing is scored at full size
             sample = sample._replace(image=shrink(sample.image, 512))
         x, noise = self.normalizer(s['normalizer'])(raw[None]), self._noise(index, s['seed'], s['num_slots'])
@@ -188,13 +221,15 @@ class Viewer:
         soft, size = (out.masks if state.source == 'masks' else out.attn)[0], sample.image.shape[:2]
         if state.source in ('merged', 'refined'):
             soft = merge_slots(soft, x[0], self.grid)
-        if state.source == 'refined':
-            labels = refine_masks(sample.image, soft, grid=self.grid)
+        if state.source == 'refined' and sample.segmentation is None:
+            labels = image_labels(sample.image, soft, self.grid)  # as `slotnb segment`
+        elif state.source == 'refined':
+            labels = refine_masks(sample.image, soft, grid=self.grid)  # as `slotnb.evaluate.evaluate`
         else:
             labels = hard_masks(soft, size, self.grid)
         return SceneOutput(sample, raw, x[0], out.target[0], out, iterations, soft, labels, self.grid)
 
     def _pca(self, index, kind):
         "(h w 3) from 0 to 1; '' is of the raw features."
-        raw = self.feats[index]
+        raw = self._raw(index)
         return pca_rgb(self.normalizer(kind)(raw[None] * self.run.scale)[0] if kind else raw, self.grid)

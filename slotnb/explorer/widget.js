@@ -1,5 +1,10 @@
-// Rows of canvases that can be clicked and saved; arrow keys move the marked patch. Used by `Gallery` in slotnb/explorer/widget.py.
-// Messages to Python: {kind: 'click', key, x, y}, {kind: 'move', dx, dy}, {kind: 'tick'}; Python answers each with {kind: 'done'}.
+// Rows of canvases that can be clicked and saved; arrow keys move the marked patch; a picture can be opened or dropped.
+// Used by `Gallery` in slotnb/explorer/gallery.py.
+// Messages to Python: {kind: 'click', key, x, y}, {kind: 'move', dx, dy}, {kind: 'tick'}, {kind: 'ready'} after the first
+// pictures, {kind: 'file', id, name, size} with the next part of the file; Python answers each with {kind: 'done'}.
+
+const OPEN = 'open your own picture, or drop it here';
+const PART = 4 * 2 ** 20; // bytes of a file in one message; Jupyter's servers refuse messages above 10 MiB
 
 const ARROWS = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
 
@@ -43,6 +48,8 @@ function render({ model, el }) {
   let move = [0, 0]; // arrow keys that were pressed while busy, added up
   let turn = 0; // number of the latest draw
   let timer = null;
+  let open = null; // button to choose a picture
+  let sent = 0; // parts of files that are not answered yet
 
   function ask(message) {
     busy = true;
@@ -157,13 +164,58 @@ function render({ model, el }) {
     }
     for (const [name, row] of rows) row.parentNode.hidden = !order.has(name);
     arrange(el, [...order.keys()].map((name) => rows.get(name).parentNode));
+    takeFiles();
+    for (const { p, figure } of items.values()) {
+      const row = figure.parentNode;
+      if (p.chosen) row.scrollLeft = figure.offsetLeft - row.offsetLeft - row.clientWidth / 2;
+    }
     el.dataset.drawn = model.get('drawn');
   }
 
   function answered(message) {
     if (message.kind !== 'done') return;
     busy = false;
+    sent = Math.max(0, sent - 1);
+    if (open && !sent) open.textContent = OPEN;
     step();
+  }
+
+  async function sendFiles(files) {
+    for (const file of files) {
+      const [id, name, size] = [Math.random(), file.name, file.size];
+      let start = 0;
+      do {
+        const part = size > model.get('largest_file') ? [] : [await file.slice(start, start + PART).arrayBuffer()];
+        model.send({ kind: 'file', id, name, size }, undefined, part);
+        sent += 1;
+        open.textContent = `segmenting ${name} …`;
+        start += PART;
+      } while (start < Math.min(size, model.get('largest_file')));
+    }
+  }
+
+  // A button to choose pictures, and the whole explorer as a place to drop them.
+  function takeFiles() {
+    if (open || !model.get('takes_files')) return;
+    model.send({ kind: 'ready' });
+    open = make('button', 'slotnb-open', el);
+    open.textContent = OPEN;
+    const input = make('input', '', el);
+    Object.assign(input, { type: 'file', accept: 'image/*,.heic,.heif', multiple: true, hidden: true });
+    open.onclick = () => input.click();
+    input.onchange = () => sendFiles([...input.files]).then(() => (input.value = ''));
+    const zone = el.closest('.slotnb-explorer') || el;
+    const mark = (e, on) => {
+      if (![...(e.dataTransfer?.types || [])].includes('Files')) return;
+      e.preventDefault();
+      zone.classList.toggle('slotnb-drop', on);
+    };
+    zone.addEventListener('dragover', (e) => mark(e, true));
+    zone.addEventListener('dragleave', (e) => mark(e, zone.contains(e.relatedTarget)));
+    zone.addEventListener('drop', (e) => {
+      mark(e, false);
+      sendFiles([...e.dataTransfer.files]);
+    });
   }
 
   function writeAddress() {
