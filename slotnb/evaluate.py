@@ -82,7 +82,7 @@ class Run:
         num_slots: int | None = None,  # None: as in training
         device: str = 'auto',  # where the backbone runs
         weights: str = '',  # file of the backbone's weights; empty: as in training
-        **options,  # refine, min_pixels and work_size of `slotnb.segment.result.image_labels`
+        **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
         backbone = frozen_backbone(replace(self.config, device=device, weights=weights or self.config.weights))

@@ -1,26 +1,23 @@
 """Which rule finds the background? Rules compared on plain scenes, textured floors, close-ups and photographs.
 
-The recipe uses the rule twice: the background is one class of the space that the next round is trained in, and it stays
-whole when masks are refined. So each rule trains its own models, three seeds each. The plain scenes are those of
-ablation.py; the textured ones are rendered by `slotnb render --floor textured --seed 7 --samples 16`, 24 scenes of the
-split train and 16 of validation; a close-up is a part of a textured scene. The pictures have no ground truth.
-`python reports/objects/rules.py` writes rules.csv and rules_*.png beside this file; finished runs are kept.
+The recipe is trained with three seeds on plain scenes and on textured ones, with the default rule in its rounds; its
+merged masks are refined with each rule. The plain scenes are those of ablation.py. The textured ones are rendered by
+`slotnb render --floor textured --seed 7 --samples 16`, 24 scenes of the split train and 16 of the split validation; a
+close-up is an enlarged part of one of them. The photographs have no ground truth.
+`python reports/objects/rules.py` writes rules.csv, rules_close_ups.png and rules_pictures_*.png beside this file;
+finished runs are kept.
 """
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 import matplotlib
 import numpy as np
 import pandas as pd
 import skimage
 import torch
 from PIL import Image
-from scipy import ndimage
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 from ablation import FOLDER, ROOT, SCORES, SEEDS, validation_scenes
-from slotnb.core import read_json, write_json
 from slotnb.data import Dataset, Entry
 from slotnb.evaluate import predict
 from slotnb.features import extract
@@ -29,128 +26,34 @@ from slotnb.metrics import evaluate_labels, hard_masks
 from slotnb.model import build
 from slotnb.normalizer import LinearSpace
 from slotnb.plots import overlay, panels
-from slotnb.refine import guided_filter, merge_slots, split_components
+from slotnb.refine import BACKGROUND_RULES, background_slot, merge_slots, refine_masks, segment_labels
 from slotnb.runs.checkpoints import load_tensors, save_tensors
 from slotnb.runs.config import TrainConfig
 from slotnb.runs.inputs import frozen_backbone
 from slotnb.train import make_optimizer, make_step, train_epoch
 
-STEPS = 240  # of a round
-RUNS = dict(plain=3, textured=3, pictures=1)  # seeds for each kind of data
+STEPS = 240  # of a round; the default recipe has 315
+SEEDS_OF = dict(plain=SEEDS, textured=SEEDS, pictures=SEEDS[:1])
+UNITED = 'united'  # all slots with 15 % of the border or more are one background
+RULES = (*BACKGROUND_RULES, UNITED)
 
 
-class Rule(NamedTuple):
-    "Which slots are background, and what follows from it."
-
-    pick: Callable  # of the table of `measures`; the slots, the background itself first
-    united: bool = False  # all slots that were picked are one segment
-    merged: bool = False  # slots that hold the same thing are merged before the space of the next round is fitted
-
-
-def measures(masks, grid):
-    "Share of the patches, share of the border's patches, and variance of the positions of each slot."
-    h, w = grid
-    owner = masks.argmax(0).reshape(grid)
-    border = torch.cat([owner[0], owner[-1], owner[1:-1, 0], owner[1:-1, -1]])
-    y, x = torch.meshgrid(torch.linspace(-1, 1, h), torch.linspace(-1, 1, w), indexing='ij')
-    rows = []
-    for k in range(len(masks)):
-        own = owner == k
-        spread = sum(v[own].var(correction=0).item() for v in (y, x)) if own.any() else 0.0
-        rows.append(dict(share=own.float().mean().item(), border=(border == k).float().mean().item(), spread=spread))
-    return pd.DataFrame(rows)
-
-
-def most_spread(m):
-    return [int(m.spread.where(m.share >= 0.04, -1).idxmax())]
-
-
-def most_border(m):
-    return [int(m.border.idxmax())]
-
-
-def largest(m):
-    return [int(m.share.idxmax())]
-
-
-def border_times_spread(m):
-    return [int((m.border * m.spread).idxmax())]
-
-
-def agreement(m):
-    found = [rule(m) for rule in (most_spread, most_border, largest)]
-    return found[0] if found[0] == found[1] == found[2] else []
-
-
-def at_border(m):
-    first = most_spread(m)
-    return first + [int(k) for k in m.index[m.border >= 0.15] if k not in first]
-
-
-RULES = {
-    'spread': Rule(most_spread),
-    'each whole': Rule(at_border),
-    'none': Rule(lambda m: []),
-    'agreement': Rule(agreement),
-    'united': Rule(at_border, united=True),
-    'spread, merged rounds': Rule(most_spread, merged=True),
-    'border': Rule(most_border),
-}
-PICKS = dict(
-    spread=most_spread, border=most_border, largest=largest, border_times_spread=border_times_spread
-)  # single slots
-
-
-def unite(masks, whole):
-    "Add the masks of the slots in `whole` to the first of them."
-    masks = masks.clone()
-    for k in whole[1:]:
-        masks[whole[0]] += masks[k]
+def unite(masks, grid, share=0.15):
+    "Add the masks of all slots that own a share of the border to those of the most spread slot."
+    owner, inner = masks.argmax(0).reshape(grid), torch.zeros(grid, dtype=torch.bool)
+    inner[1:-1, 1:-1] = True
+    border = torch.bincount(owner[~inner], minlength=len(masks)) / (~inner).sum()
+    first, masks = background_slot(masks, grid), masks.clone()
+    for k in set((border >= share).nonzero()[:, 0].tolist()) - {first}:
+        masks[first] += masks[k]
         masks[k] = 0
     return masks
 
 
-def apply(rule, masks, grid):
-    "Masks in which united slots are one, and the slots that are not split."
-    whole = rule.pick(measures(masks, grid))
-    return (unite(masks, whole), whole[:1]) if rule.united else (masks, whole)
-
-
-def segments(rule, masks, grid, min_patches=4):
-    "As `slotnb.refine.segment_labels`, with the rule of this page."
-    masks, whole = apply(rule, masks, grid)
-    owner, labels = masks.argmax(0).reshape(grid).numpy(), np.full(grid, -1)
-    for i, k in enumerate(whole):
-        labels[owner == k] = i
-    count = max(len(whole) - 1, 0)
-    for k in set(np.unique(owner)) - set(whole):
-        pieces, n = ndimage.label(owner == k)
-        for piece in range(1, n + 1):
-            if (pieces == piece).sum() >= min_patches:
-                count += 1
-                labels[pieces == piece] = count
-    return torch.from_numpy(labels.ravel())
-
-
-def refined_slots(image, masks, grid, sharpen=3.0):
-    "The slot of each pixel: `slotnb.refine.refine_masks` before components are split."
-    used = masks.sum(1) > 0
-    sharp = masks[used] ** sharpen
-    sharp = (sharp / sharp.sum(0)).reshape(1, -1, *grid)
-    large = torch.nn.functional.interpolate(sharp, image.shape[:2], mode='bilinear', align_corners=False)[0].numpy()
-    return used.nonzero()[:, 0].numpy()[guided_filter(image / 255, large).argmax(0)]
-
-
-def split(owner, whole, min_pixels=64):
-    "Components of all slots but those in `whole`, of which the first becomes label 0."
-    if not whole:
-        return split_components(owner, min_pixels) + 1
-    pieces = split_components(owner, min_pixels, whole[0])
-    for k in whole[1:]:  # one label for all large pieces of a further slot that is whole
-        mine = [i for i in np.unique(pieces[owner == k]) if (owner[pieces == i] == k).mean() > 0.5]
-        if mine:
-            pieces[np.isin(pieces, mine)] = mine[0]
-    return pieces
+def refined(image, masks, grid, rule):
+    if rule == UNITED:
+        return refine_masks(image, unite(masks, grid), grid=grid)
+    return refine_masks(image, masks, grid=grid, background=rule)
 
 
 # --- data
@@ -177,6 +80,8 @@ class CloseUps(Dataset):
             pixels = np.bincount(mask.ravel())
             if (pixels[1:] > 0).sum() >= 2 and pixels[pixels > 0].min() >= 64:
                 break
+        else:
+            raise ValueError(f'{scene.name} has no close-up with two objects')
         image = Image.fromarray(scene.image[part]).resize((size, size), Image.Resampling.BICUBIC)
         return scene._replace(image=np.asarray(image), segmentation=mask)
 
@@ -262,75 +167,77 @@ def masks_of(space, model, raw, seed, merge=True):
         return attn, *([torch.stack([merge_slots(m, x, model.grid) for m, x in zip(attn, feats)])] if merge else [])
 
 
-def first_round(name, raw, grid, seed):
-    "The round in the space of principal components, which all rules share."
-    file = FOLDER / 'rules' / f'{name}-first-{seed}.safetensors'
-    space, model = LinearSpace('lda', raw.shape[-1], 32), build(TrainConfig(seed=seed), 32, grid)
-    if not file.is_file():
-        file.parent.mkdir(parents=True, exist_ok=True)
-        space, model = train(raw, grid, seed, None)
-        parts = dict(space=space, model=model)
-        save_tensors(file, {f'{p}.{k}': v for p, m in parts.items() for k, v in m.state_dict().items()})
-    for prefix, part in (('space.', space), ('model.', model)):
-        tensors = load_tensors(file)[0]
-        part.load_state_dict({k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)})
-    space.fitted = True
-    return space, model.eval()
+def masks_of_run(name, raw, tests, seed, grid):
+    "Train three rounds on a kind of data and keep slot attention's masks and the merged ones of its images."
+    folder, labels = FOLDER / 'rules' / f'{name}-{seed}', None
+    if not all((folder / f'{kind}.safetensors').is_file() for kind in tests):
+        for i in range(3):
+            space, model = train(raw, grid, seed, labels)
+            if i < 2:
+                attn = masks_of(space, model, raw, seed, merge=False)[0]
+                labels = torch.stack([segment_labels(m, grid) for m in attn])
+        folder.mkdir(parents=True, exist_ok=True)
+        for kind, (_, feats) in tests.items():
+            attn, merged = masks_of(space, model, feats, seed)
+            save_tensors(folder / f'{kind}.safetensors', dict(attn=attn.half(), merged=merged.half()))
+    kept = {kind: load_tensors(folder / f'{kind}.safetensors')[0] for kind in tests}
+    return {kind: {k: v.float() for k, v in masks.items()} for kind, masks in kept.items()}
 
 
-def run(name, raw, tests, rule_name, seed, grid):
-    "Train the rounds of a rule on a kind of data and write scores and masks of its validation images."
-    folder = FOLDER / 'rules' / f'{name}-{rule_name.replace(", ", "-").replace(" ", "-")}-{seed}'
-    if (folder / 'scores.json').is_file():
-        return read_json(folder / 'scores.json')
-    rule, (space, model), rows = RULES[rule_name], first_round(name, raw, grid, seed), []
-    for _ in range(2):
-        masks = masks_of(space, model, raw, seed, rule.merged)[-1]
-        labels = torch.stack([segments(rule, m, grid) for m in masks])
-        space, model = train(raw, grid, seed, labels)
-    folder.mkdir(parents=True, exist_ok=True)
-    for kind, (images, feats) in tests.items():
-        attn, merged = masks_of(space, model, feats, seed)
-        save_tensors(folder / f'{kind}.safetensors', dict(attn=attn.half(), merged=merged.half()))
+def true_slot(segmentation, masks, grid):
+    "The slot that covers most of the floor."
+    truth = torch.from_numpy(segmentation)[None, None].float()
+    floor = torch.nn.functional.interpolate(truth, grid, mode='nearest').flatten() == 0
+    return int(torch.bincount(masks.argmax(0)[floor], minlength=len(masks)).argmax())
+
+
+def score(kind, images, masks, seed, grid):
+    "A row for each rule: how often it names a slot, that of the default, the right one; scores after refinement."
+    size, rows = images[0].image.shape[:2], []
+    default = [background_slot(m, grid) for m in masks['merged']]
+    for rule in RULES:
+        named = [background_slot(m, grid, rule='spread' if rule == UNITED else rule) for m in masks['merged']]
+        row = dict(data=kind, rule=rule, seed=seed, images=len(images))
+        row['named'] = np.mean([k is not None for k in named])
+        row['as_spread'] = np.mean([a == b for a, b in zip(named, default)])
         if images[0].segmentation is not None:
-            rows += score(kind, rule_name, seed, images, attn, merged, grid)
-    write_json(folder / 'scores.json', rows)
-    return rows
-
-
-def score(kind, name, seed, images, attn, merged, grid):
-    "A row for each rule that refines the masks: its own and, for the default rule, all others."
-    sizes = images[0].segmentation.shape
-    tables, rows = {}, []
-    slots = evaluate_labels(images, [hard_masks(m, sizes, grid) for m in attn], 'attn')
-    owners = [refined_slots(s.image, m, grid) for s, m in zip(images, merged)]
-    for used in RULES if name == 'spread' else [name]:
-        rule = RULES[used]
-        found = [apply(rule, m, grid) for m in merged]
-        table = evaluate_labels(images, [hard_masks(m, sizes, grid) for m, _ in found], 'merged')
-        labels = []
-        for owner, m, (_, whole) in zip(owners, merged, found):
-            picked = rule.pick(measures(m, grid))
-            owner = np.where(np.isin(owner, picked), picked[0], owner) if rule.united else owner
-            labels.append(split(owner, whole))
-        last = evaluate_labels(images, labels, 'refined')
-        row = dict(data=kind, trained_with=name, refined_with=used, seed=seed)
-        for t, source in ((slots, 'attn'), (table, 'merged'), (last, 'refined')):
-            row |= {f'{m}_{source}': float(t[f'{m}_{source}'].mean()) for m in SCORES}
-        row['backgrounds'] = float(np.mean([len(rule.pick(measures(m, grid))) for m in merged]))
+            true = [true_slot(s.segmentation, m, grid) for s, m in zip(images, masks['merged'])]
+            row['right'] = np.mean([a == b for a, b in zip(named, true)])
+            merged = [unite(m, grid) if rule == UNITED else m for m in masks['merged']]
+            found = dict(attn=[hard_masks(m, size, grid) for m in masks['attn']])
+            found['merged'] = [hard_masks(m, size, grid) for m in merged]
+            found['refined'] = [refined(s.image, m, grid, rule) for s, m in zip(images, masks['merged'])]
+            for source, labels in found.items():
+                table = evaluate_labels(images, labels, source)
+                row |= {f'{m}_{source}': float(table[f'{m}_{source}'].mean()) for m in SCORES}
         rows.append(row)
     return rows
 
 
-def main():
-    torch.set_num_threads(1)
-    net = frozen_backbone(TrainConfig(device='cpu'))
-    every, done = load(net), []
-    jobs = [(r, s, name) for name, n in RUNS.items() for r in RULES for s in SEEDS[:n]]
-    for rule, seed, name in tqdm(jobs, 'runs', unit='run'):
-        done += run(name, *every[name], rule, seed, net.grid)
-    return done
+def draw(images, masks, grid, rules, file):
+    "Images and, for each rule, their refined segments; the background in grey."
+    rows = {'image': [s.image for s in images]}
+    for rule in rules:
+        rows[rule] = [overlay(s.image, refined(s.image, m, grid, rule)) for s, m in zip(images, masks)]
+    ims = [x for row in rows.values() for x in row]
+    panels(ims, cols=len(images), size=1.2, rows=list(rows)).savefig(file, dpi=80)
+    Image.open(file).convert('RGB').quantize(255).save(file)
 
 
 if __name__ == '__main__':
-    pd.DataFrame(main()).round(4).to_csv(Path(__file__).parent / 'rules.csv', index=False)
+    torch.set_num_threads(1)
+    net, here, done = frozen_backbone(TrainConfig(device='cpu')), Path(__file__).parent, []
+    data = load(net)
+    for name, seed in tqdm([(n, s) for n in data for s in SEEDS_OF[n]], 'runs', unit='run'):
+        raw, tests = data[name]
+        masks = masks_of_run(name, raw, tests, seed, net.grid)
+        for kind, (images, _) in tests.items():
+            done += score(kind, images, masks[kind], seed, net.grid)
+            if seed == 0 and kind in ('close-ups', 'pictures'):
+                parts = [images] if kind == 'close-ups' else [images[:20], images[20:]]
+                for i, some in enumerate(parts, 1):
+                    at = 20 * (i - 1)
+                    file = here / (f'rules_pictures_{i}.png' if kind == 'pictures' else 'rules_close_ups.png')
+                    kept = masks[kind]['merged'][at : at + len(some)]
+                    draw(some, kept, net.grid, [r for r in BACKGROUND_RULES if r != 'largest'], file)
+    pd.DataFrame(done).round(4).to_csv(here / 'rules.csv', index=False)

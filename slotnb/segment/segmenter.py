@@ -93,10 +93,11 @@ class Segmenter:
         refine: bool = True,  # see `slotnb.segment.result.image_labels`
         min_pixels: int | None = None,  # see `image_labels`
         work_size: int = 512,  # see `image_labels`
+        background: str = 'spread',  # see `slotnb.refine.background_slot`
     ):
         check_options(min_pixels, work_size)
         self.backbone, self.find = backbone, find
-        self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size)
+        self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size, background=background)
 
     def __call__(
         self,
