@@ -85,7 +85,7 @@ class Run:
         device: str = 'auto',  # where the backbone runs
         weights: str = '',  # file of the backbone's weights; empty: as in training
         resize: str = '',  # of an image to the input: stretch, letterbox or crop; empty: as in training
-        **options,  # refine, min_pixels and work_size of `slotnb.segment.result.image_labels`
+        **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
         config = replace(self.config, resize=resize or self.config.resize)

@@ -68,8 +68,9 @@ ALLOWED = {
     # scenes
     'scenes.physics': 'core',
     'scenes.camera': 'scenes.physics',
-    'scenes.plan': 'core scenes.camera scenes.physics',
-    'scenes.lighting': 'scenes.camera scenes.physics scenes.plan',
+    'scenes.floors': '',
+    'scenes.plan': 'core scenes.camera scenes.floors scenes.physics',
+    'scenes.lighting': 'scenes.camera scenes.floors scenes.physics scenes.plan',
     'scenes.kubric_files': 'core scenes.camera scenes.lighting scenes.physics scenes.plan',
     'scenes.render': 'core scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
     # segment

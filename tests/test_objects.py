@@ -14,8 +14,9 @@ from slotnb.data import KubricFolders
 from slotnb.evaluate import evaluate, load_run
 from slotnb.model import SlotAutoencoder
 from slotnb.normalizer import LinearSpace, segment_scatter
-from slotnb.refine import background_slot, merge_slots, segment_labels
+from slotnb.refine import BACKGROUND_RULES, background_slot, merge_slots, segment_labels
 from slotnb.runs.config import PRESETS, TrainConfig
+from slotnb.segment.result import image_labels
 from slotnb.slot_attention import FarthestInit
 from slotnb.train import fit
 
@@ -133,6 +134,51 @@ def test_merging_keeps_what_is_different_and_joins_what_is_the_same():
         and (labels.numpy() == 0).tolist() == (true.ravel() == 0).tolist()
     )
     torch.testing.assert_close(merge_slots(merged, feats, grid), merged)  # nothing is left to merge
+
+
+@pytest.fixture
+def close_up():
+    "Two alike objects of one slot at opposite sides of a floor; the floor has the most patches, and those of the border."
+    owner = np.zeros((16, 16), int)
+    owner[4:12, :3], owner[4:12, 13:], owner[7:9, 7:9] = 1, 1, 2
+    return torch.eye(3)[torch.tensor(owner.ravel())].T, owner
+
+
+def test_rules_for_the_background(close_up):
+    masks, owner = close_up
+    named = {rule: background_slot(masks, (16, 16), rule=rule) for rule in BACKGROUND_RULES}
+    assert named == dict(spread=1, border=0, largest=0, agreement=None, none=None)
+    y, x = np.mgrid[-1:1:16j, -1:1:16j]
+    spread = [y[owner == k].var() + x[owner == k].var() for k in (0, 1)]
+    edge = np.ones((16, 16), bool)
+    edge[1:-1, 1:-1] = False
+    assert spread[1] > spread[0] and np.bincount(owner[edge]).argmax() == np.bincount(owner.ravel()).argmax() == 0
+    floor = masks.clone()
+    floor[0], floor[1] = masks[:2].sum(0), 0
+    assert {r: background_slot(floor, (16, 16), rule=r) for r in BACKGROUND_RULES} == dict.fromkeys(named, 0) | dict(
+        none=None
+    )
+    with pytest.raises(SlotnbError, match="background 'middle' is unknown; choose one of spread, border"):
+        background_slot(masks, (16, 16), rule='middle')
+
+
+@pytest.mark.parametrize('refine', [True, False])
+def test_no_background_means_no_label_0(close_up, refine):
+    masks, owner = close_up
+    image = np.array([[60, 60, 60], [200, 30, 30], [30, 30, 200]], np.uint8)[owner].repeat(8, 0).repeat(8, 1)
+
+    def labels(rule):
+        found = image_labels(image, masks, (16, 16), refine, 64, background=rule)
+        return found[60, 10], found[60, 120], found[60, 45], found
+
+    left, right, floor, found = labels('spread')
+    assert left == right == 0 < floor
+    left, right, floor, found = labels('border')
+    assert floor == 0 < min(left, right) and (left != right) == refine
+    left, right, floor, found = labels('agreement')
+    assert found.min() == 1 and len({left, right, floor}) == (3 if refine else 2)
+    assert np.array_equal(np.unique(found), np.arange(1, found.max() + 1))
+    assert np.array_equal(found, labels('none')[-1])
 
 
 def test_one_slot_for_the_whole_image_is_refused_by_nothing():

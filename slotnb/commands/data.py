@@ -57,6 +57,7 @@ class RenderConfig:
     min_pixels: int | None = (
         None  # that every object shows in one of its frames; None is 25 of 256 x 256, scaled with area
     )
+    floor: str = 'grey'  # grey, or textured: stone, tiles, planks or patches, drawn for each scene
 
 
 @dataclass(frozen=True)

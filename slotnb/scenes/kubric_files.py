@@ -98,7 +98,7 @@ def scene_metadata(
         gravity=[0, 0, GRAVITY],
         tries=plan.tries,
         seed=scene_seed(*(plan.flags[k] for k in ('seed', 'split', 'index'))),
-        background='clevr',
+        background=plan.floor.pattern if plan.floor else 'clevr',
     )
     if plan.metal_share is not None:
         meta['metal_share'] = round(plan.metal_share, 6)

@@ -9,6 +9,7 @@ __all__ = ['LIGHTS', 'SKY', 'GREY', 'load_mitsuba', 'sky_light', 'light']
 import math
 import numpy as np
 from .camera import CAMERA
+from .floors import Floor
 from .physics import CLIP, Thing, need
 from .plan import ScenePlan
 
@@ -92,6 +93,20 @@ def _solid(
     )
 
 # %% ../../nbs/scenes/lighting.ipynb #cell-11
+def _ground(
+    floor: Floor | None,  # None: grey
+) -> dict:
+    "Mitsuba shape of the floor, which reaches behind the horizon."
+    mi = load_mitsuba()
+    T, far = mi.ScalarTransform4f(), 400.0
+    if floor is None:
+        return dict(type='disk', to_world=T.scale(far), bsdf=_paint('diffuse', 'reflectance', [GREY] * 3))
+    periods = mi.ScalarTransform3f().scale([2 * far / floor.period] * 2)
+    texture = dict(type='bitmap', bitmap=mi.Bitmap(floor.colors), raw=True, to_uv=periods)
+    place = T.rotate([0, 0, 1], floor.angle).scale(far)
+    return dict(type='rectangle', to_world=place, bsdf=dict(type='diffuse', reflectance=texture))
+
+
 def _mitsuba_scene(
     plan: ScenePlan,  # from `plan_scene`
     frame: int = -1,  # frame of the clip
@@ -119,7 +134,7 @@ def _mitsuba_scene(
         integrator=integrator or dict(type='path', max_depth=6, rr_depth=100, block_size=32),
         camera=dict(type='perspective', fov=fov, fov_axis='x', to_world=up, film=film, sampler=sampler),
         sky=sky_light(plan.light_jitter) if sky is None else sky,
-        floor=dict(type='disk', to_world=T.scale(400.0), bsdf=_paint('diffuse', 'reflectance', [GREY] * 3)),
+        floor=_ground(plan.floor),
     )
     for i, t in enumerate(plan.things):
         parts = _solid(t, plan.motion.positions[frame, i], plan.motion.quaternions[frame, i], **coat)

@@ -20,7 +20,7 @@ from ..core import SlotnbError, read_json, write_json
 from .kubric_files import write_scene
 from .lighting import light, load_mitsuba, sky_light
 from .physics import CLIP, need
-from .plan import parse_metal, pixels_needed, plan_scene
+from .plan import FLOORS, parse_metal, pixels_needed, plan_scene
 
 # %% ../../nbs/scenes/render.ipynb #cell-6
 COMMITTED = dict(train=(20, 40), test=(8, 16))  # scenes with only metal, scenes with both materials
@@ -50,14 +50,17 @@ def _claim(
             flags = read_json(file).get('flags', {})
             flags['frames'] = flags.get('num_frames')
             made = dict(metal='committed') | {k: flags[k] for k in settings if k in flags}
+    if made:
+        made = dict(floor='grey') | made  # scenes on the grey floor do not name it
     for k in made:
         if made[k] != settings.get(k):
             raise SlotnbError(
                 f'{file}: {split} was made with {k} {made[k]}, not {settings.get(k)}; '
                 f'give the same {k} or choose another out_dir'
             )
-    if recorded.get(split) != settings:
-        write_json(out_dir / 'render.json', recorded | {split: settings})
+    kept = {k: v for k, v in settings.items() if (k, v) != ('floor', 'grey')}
+    if recorded.get(split) != kept:
+        write_json(out_dir / 'render.json', recorded | {split: kept})
 
 
 def _cores():
@@ -139,10 +142,11 @@ def render(
     depth: bool = False,  # write depth_00000.tiff: distance to the camera center
     normals: bool = False,  # write normal_00000.png: in world coordinates
     min_pixels: int | None = None,  # visible pixels of each object in its best frame; None: 25 of 256 x 256, scaled
+    floor: str = 'grey',  # 'grey', or 'textured': stone, tiles, planks or patches, drawn for each scene
     progress: bool = True,  # show a progress bar
 ) -> int:  # number of scenes made now; complete ones are skipped
     "Render a dataset of scenes after MOVi-A. A second call resumes or, with more `scenes`, extends it."
-    _validate(scenes, metal, frames, size, samples, split, workers, min_pixels)
+    _validate(scenes, metal, frames, size, samples, split, workers, min_pixels, floor)
     out_dir = Path(out_dir)
     mitsuba, mujoco = load_mitsuba().__version__, need('mujoco').__version__
     if min_pixels is None:
@@ -152,7 +156,7 @@ def render(
     else:
         low, high = parse_metal(0.5 if metal is None else metal)
         splits = {split: [dict(kind='share', metal=f'{low}..{high}')] * scenes}
-    common = dict(seed=seed, size=size, num_frames=frames, min_pixels=min_pixels)
+    common = dict(seed=seed, size=size, num_frames=frames, min_pixels=min_pixels, floor=floor)
     tasks = []
     for s, flags in splits.items():
         settings = dict(
@@ -164,6 +168,7 @@ def render(
             samples=samples,
             depth=depth,
             normals=normals,
+            floor=floor,
             mujoco=mujoco,
             mitsuba=mitsuba,
         )
@@ -185,7 +190,7 @@ def render(
     return len(todo)
 
 # %% ../../nbs/scenes/render.ipynb #cell-11
-def _validate(scenes, metal, frames, size, samples, split, workers, min_pixels):
+def _validate(scenes, metal, frames, size, samples, split, workers, min_pixels, floor):
     "Raise `SlotnbError` for bad arguments of `render`."
     smallest = dict(scenes=(scenes, 1), size=(size, 8), workers=(workers, 1), min_pixels=(min_pixels, 0))
     for k, (v, least) in smallest.items():
@@ -197,5 +202,7 @@ def _validate(scenes, metal, frames, size, samples, split, workers, min_pixels):
         raise SlotnbError(f'frames is {frames}; give 1 to {CLIP}')
     if split in ('', '.', '..') or Path(split).name != split:
         raise SlotnbError(f"split is '{split}'; give the name of one folder")
+    if floor not in FLOORS:
+        raise SlotnbError(f"floor is '{floor}'; give one of {', '.join(FLOORS)}")
     if scenes is None and metal is not None:
         raise SlotnbError(f'metal is {metal}, but scenes is not given; give the number of scenes')

@@ -74,6 +74,7 @@ def image_labels(
     refine: bool = True,  # follow the edges of the image and split slots into connected segments; False: argmax only
     min_pixels: int | None = None,  # smallest segment, in pixels of the image; None: 64 of 256 x 256, scaled with area
     work_size: int = 512,  # longest side of the copy on which masks are refined, in pixels
+    background: str = 'spread',  # rule of `slotnb.refine.background_slot`
 ) -> np.ndarray:  # (h w) int32: 0 background, 1 and more segments
     "The segment of each pixel."
     check_options(min_pixels, work_size)
@@ -83,17 +84,17 @@ def image_labels(
     small = shrink(image, work_size)
     area = small.shape[0] * small.shape[1]
     if not refine:
-        owner, background = hard_masks(masks, small.shape[:2], grid), background_slot(masks, grid)
-        used = [background, *(k for k in np.unique(owner) if k != background)]
+        owner, whole = hard_masks(masks, small.shape[:2], grid), background_slot(masks, grid, rule=background)
+        others = [k for k in np.unique(owner) if k != whole]
         labels = np.zeros(len(masks), np.int32)
-        labels[used] = np.arange(len(used))
+        labels[others] = np.arange(1, len(others) + 1)
         return enlarge(labels[owner], image.shape[:2])
     if min_pixels is None:
         smallest = 64 * area / 256**2
     else:
         smallest = min_pixels * area / (image.shape[0] * image.shape[1])
     radius = max(2, round(math.sqrt(area / math.prod(grid))))  # one patch
-    labels = refine_masks(small, masks, radius, min_pixels=math.ceil(smallest), grid=grid)
+    labels = refine_masks(small, masks, radius, min_pixels=math.ceil(smallest), grid=grid, background=background)
     return enlarge(labels, image.shape[:2])
 
 # %% ../../nbs/segment/result.ipynb #f9766a79

@@ -108,10 +108,11 @@ class Segmenter:
         min_pixels: int | None = None,  # see `image_labels`
         work_size: int = 512,  # see `image_labels`
         crop: bool = False,  # only the middle square of an image is segmented; the rest gets label 0
+        background: str = 'spread',  # see `slotnb.refine.background_slot`
     ):
         check_options(min_pixels, work_size)
         self.backbone, self.find, self.crop = backbone, find, crop
-        self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size)
+        self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size, background=background)
 
     def __call__(
         self,

@@ -16,6 +16,7 @@ from PIL import Image
 from conftest import DATA, ROOT
 from slotnb.scenes import camera, physics as p, plan as plans, render as r
 from slotnb.scenes.kubric_files import scene_events, scene_metadata, write_scene
+from slotnb.scenes.lighting import light
 from slotnb.core import SlotnbError, read_json
 
 SCENES = sorted(DATA.glob('*/scene_*'))
@@ -198,6 +199,36 @@ def test_range_is_drawn_a_scene_and_written_down():
     assert 'metal_share' not in scene_metadata(plans.plan_scene(size=32, min_pixels=0))['metadata']
 
 
+def test_a_textured_floor_changes_nothing_but_the_floor():
+    "It is drawn from the scene's seed and recorded; scenes on the grey floor are recorded as before."
+    pytest.importorskip('mujoco')
+    scene = dict(index=3, size=32, min_pixels=0)
+    grey, textured = plans.plan_scene(**scene), plans.plan_scene(**scene, floor='textured')
+    assert np.array_equal(grey.segmentation, textured.segmentation)
+    assert grey.floor is None and textured.floor.colors.shape == (512, 512, 3)
+    assert np.array_equal(textured.floor.colors, plans.plan_scene(**scene, floor='textured').floor.colors)
+    before, after = scene_metadata(grey), scene_metadata(textured)
+    assert 'floor' not in before['flags'] and before['metadata'].pop('background') == 'clevr'
+    assert after['flags'].pop('floor') == 'textured'
+    assert after['metadata'].pop('background') == textured.floor.pattern
+    assert before == after
+
+
+def test_the_pattern_lies_on_the_floor_where_it_should():
+    "The reflectance at the point that a ray meets explains the image, divided by that of the grey floor."
+    pytest.importorskip('mitsuba')
+    scene = dict(index=4, size=48, min_pixels=0)
+    grey, tiled = plans.plan_scene(**scene), plans.plan_scene(**scene, floor='textured')
+    view, floor = tiled.views[0], tiled.floor
+    seen = (view.segmentation == 0) & (view.depth < 15)
+    ratio = light(tiled, samples=16)[seen].mean(1) / light(grey, samples=16)[seen].mean(1)
+    x, y, _ = (tiled.eye + view.depth[..., None] * camera.pixel_rays(tiled.eye, 48))[seen].T
+    turn, n = np.exp(-1j * np.radians(floor.angle)), len(floor.colors)
+    at = ((x + 1j * y) * turn + 400 * (1 + 1j)) / floor.period * n  # the texture begins at the corner of the floor
+    reflectance = floor.colors[at.imag.astype(int) % n, at.real.astype(int) % n].mean(1)
+    assert floor.pattern == 'tiles' and np.corrcoef(reflectance, ratio)[0, 1] > 0.8
+
+
 # --- many scenes
 
 CLI = dict(metal='0..1', frames=3, size=48, samples=4, depth=True, normals=True)
@@ -313,7 +344,8 @@ def nothing_is_drawn(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    'field, value', dict(seed=1, size=64, samples=16, frames=2, metal='0..0.5', depth=True, min_pixels=3).items()
+    'field, value',
+    dict(seed=1, size=64, samples=16, frames=2, metal='0..0.5', depth=True, min_pixels=3, floor='textured').items(),
 )
 def test_other_settings_are_refused_by_name(field, value, nothing_is_drawn, tmp_path):
     same = dict(scenes=2, size=32, samples=4, progress=False)
@@ -354,6 +386,7 @@ def test_scenes_without_render_json_are_compared_too(nothing_is_drawn, tmp_path)
         dict(workers=0),
         dict(split='a/b'),
         dict(split=''),
+        dict(floor='wood'),
         dict(min_pixels=-1),
     ],
     ids=str,
