@@ -10,8 +10,10 @@ from collections import Counter
 from pathlib import Path
 from ..core import SlotnbError, digest
 from ..data import Dataset, KubricFolders
-from .images import SUFFIXES as IMAGES, ImageFolder, split_folders
+from .folders import SUFFIXES as IMAGES, split_lists, visible
+from .images import ImageFolder
 from .shards import TarShards
+from .splits import choose_split, split_folders, split_kind, split_remark
 from .video import SUFFIXES as VIDEOS, VideoFrames
 
 # %% ../../nbs/formats/detect.ipynb #cell-7
@@ -43,7 +45,10 @@ def open_dataset(
     if not path.is_dir():
         return _open_file(path, split, max_frames, options)
     if _has(path, '*/*/rgba_*.png'):
-        return KubricFolders(path, split or _only_split(path), max_frames, **options)
+        name = choose_split(split, split_folders(path) or [split], path) if split else _only_split(path)
+        data = KubricFolders(path, name, max_frames, **options)
+        data.remarks = split_remark(split, name)
+        return data
     here = path.resolve()
     if _has(path, '*/rgba_*.png') and here.name and split in (None, 'train', here.name):
         return KubricFolders(here.parent, here.name, max_frames, **options)
@@ -69,9 +74,10 @@ def has_no_splits(
 ) -> bool:
     "Whether a path is a folder of images or videos without folders for splits."
     path = Path(data_dir).expanduser()
-    if '://' in str(data_dir) or not path.is_dir() or split_folders(path):
+    if '://' in str(data_dir) or not path.is_dir() or split_folders(path) or split_lists(path):
         return False
-    if (path / 'images').is_dir() and split_folders(path / 'images'):
+    deeper = {split_kind(p.name) for p in path.glob('*/*') if p.is_dir()} - {None}
+    if len(deeper) > 1 or (path / 'images').is_dir() and split_folders(path / 'images'):
         return False
     others = (
         *('*/' * depth + 'dataset_info.json' for depth in range(3)),
@@ -127,9 +133,7 @@ def _open_file(path, split, max_frames, options):
 
 def _visible_suffixes(path):
     "Suffixes of what lies in a folder and its sub-folders, without hidden ones."
-    for p in path.rglob('*'):
-        if not any(part.startswith('.') for part in p.relative_to(path).parts):
-            yield p.suffix.lower()
+    return (p.suffix.lower() for p in visible(path))
 
 
 def _count(path):
@@ -139,6 +143,8 @@ def _count(path):
 
 
 def _unknown(path, why):
+    if _has(path, '*.tar.*', '*.tgz'):
+        return SlotnbError(f"'{path}' holds compressed archives; unpack them to .tar with gunzip, for random access")
     return SlotnbError(
         f"'{path}' has no known format: {why}; give Kubric scenes (*/*/rgba_*.png), TFDS records (dataset_info.json), "
         f"shards (*.tar), videos ({' '.join(VIDEOS)}) or images ({' '.join(IMAGES)})"
