@@ -54,7 +54,8 @@ class ImageFolder(Dataset):
             refuse_merged_splits(root, images)
         images, found, unread = pair_masks(root, masks, images)
         images = listed(single, split, root, images)
-        self.has_ground_truth = any(found[f] for f in images)
+        of_folder = masks.is_dir() and (masks.name.lower() in ('mask', 'masks') or 'masks without an image' in unread)
+        self.has_ground_truth = of_folder or any(found[f] for f in images)
         self.unread = unread_files(root, masks) | unread
         if not self.has_ground_truth:
             refuse_masks_beside(masks.parent)
@@ -123,4 +124,6 @@ def _read_masks(files):
 
 # %% ../../nbs/formats/images.ipynb #cell-10
 def _no_mask(path):
-    return f"{path} has no mask; add it, or rename the folder masks to read all images without ground truth"
+    return (
+        f"{path} has no mask '{path.stem}.png'; add it, or move the masks elsewhere to read images without ground truth"
+    )

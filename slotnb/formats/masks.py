@@ -138,13 +138,17 @@ def _refuse_soft(mask, ids, path):
     for other in (mask[:-2, 1:-1], mask[2:, 1:-1], mask[1:-1, :-2], mask[1:-1, 2:]):
         whole = whole & (other == inside)
     thin = len(ids) - len(_numbers(np.where(whole, inside, 0)))
-    left, right = mask[:, :-1], mask[:, 1:]
-    touching = (left != right) & (left > 0) & (right > 0)
-    smooth = (np.abs(left - right)[touching] <= 2).mean() if touching.any() else 0
-    if thin >= 4 and thin > len(ids) / 2 or len(ids) > 64 and smooth > 0.8:
+    if thin >= 4 and thin > len(ids) / 2 or len(ids) > 64 and _smooth(mask) > 0.8:
         raise SlotnbError(
             f'{path} holds {len(ids)} numbers, as soft, JPEG or resized masks do; save hard masks, and resize by nearest'
         )
+
+
+def _smooth(mask):
+    "Share of the borders between two numbers above 0 at which they differ by 1 or 2."
+    pairs = [(mask[:, :-1], mask[:, 1:]), (mask[:-1], mask[1:])]
+    steps = np.concatenate([np.abs(a - b)[(a != b) & (a > 0) & (b > 0)] for a, b in pairs])
+    return (steps <= 2).mean() if len(steps) else 0
 
 
 def _is_void(ids, top, path):

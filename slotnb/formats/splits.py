@@ -123,19 +123,26 @@ def find_shards(
     return paths
 
 
-def _prefix(path):
-    return re.split('[-_.]', path.name)[0]
+def _by_prefix(folder):
+    "Shards of a folder by the split in their names."
+    found = {}
+    for p in sorted(folder.glob('*.tar')):
+        name = re.split('[-_.]', p.name)[0]
+        if split_kind(name):
+            found.setdefault(name, []).append(p)
+    return found
 
 
 def _in_folder(folder, split):
-    "Shards whose names begin with that of the split, in the folder or in the folder of the split; else all there."
-    for place in (lambda: folder, lambda: split_root(folder, split)):
-        paths = sorted(place().glob('*.tar'))
-        names = sorted({_prefix(p) for p in paths if split_kind(_prefix(p))})
-        if split and names:
-            name = choose_split(split, names, place())
-            return [p for p in paths if _prefix(p) == name]
-    return paths
+    "Shards whose names begin with that of the split, or those in the folder of the split."
+    named, inside = _by_prefix(folder), split_folders(folder)
+    if split is None or not (named or inside):
+        return sorted(split_root(folder, split).glob('*.tar'))
+    name = choose_split(split, sorted({*named, *inside}), folder)
+    if name in named:
+        return named[name]
+    inner = _by_prefix(folder / name)
+    return inner[choose_split(name, inner, folder / name)] if inner else sorted((folder / name).glob('*.tar'))
 
 
 def _in_pattern(text, split):
