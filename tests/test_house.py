@@ -60,7 +60,7 @@ ALLOWED = {
     'formats.shards': 'core data formats.masks formats.splits',
     'formats.video': 'core data formats.folders formats.splits',
     'formats.tfrecords': 'core',
-    'formats.movi': 'core data formats.tfrecords',
+    'formats.movi': 'core data formats.splits formats.tfrecords',
     'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits formats.video',
     'formats.convert': 'core data formats.detect formats.shards plots',
     # scenes

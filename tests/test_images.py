@@ -404,3 +404,49 @@ def test_masks_beside_the_images_under_another_name(tmp_path):
     Image.fromarray(SEG).save(tmp_path / 'labels/a.png')
     with pytest.raises(SlotnbError, match="labels' looks like masks"):
         ImageFolder(tmp_path)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path):
+    for name in (b'\xff.png', 'ü.png'.encode()):
+        Image.fromarray(RGB).save(open(tmp_path / os.fsdecode(name), 'wb'), 'PNG')
+    with pytest.raises(SlotnbError) as e:
+        open_dataset(tmp_path, progress=False)
+    one_sentence(e, 'is no UTF-8 text; rename it')
+    assert str(e.value).isprintable()
+
+
+def test_a_folder_that_may_not_be_listed_is_named(tmp_path, monkeypatch):
+    "As the system says it; root may list everything, so the refusal is played."
+    (tmp_path / 'train/inner').mkdir(parents=True)
+    Image.fromarray(RGB).save(tmp_path / 'train/a.png')
+    real = os.scandir
+
+    def refuse(path='.'):
+        if 'inner' in str(path):
+            raise PermissionError(errno.EACCES, 'Permission denied', str(path))
+        return real(path)
+
+    monkeypatch.setattr(os, 'scandir', refuse)
+    for read in (open_dataset, lambda p, progress: open_part(p, 'train', progress=progress)):
+        with pytest.raises(SlotnbError, match='inner may not be read; allow it with chmod'):
+            read(tmp_path, progress=False)
+
+
+def test_thumbnails_of_file_servers_are_hidden(tmp_path):
+    for name in ('a.jpg', '@eaDir/a.jpg/SYNOPHOTO_THUMB_XL.jpg', '__MACOSX/a.jpg', '#recycle/b.jpg'):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(RGB).save(tmp_path / name)
+    data = ImageFolder(tmp_path)
+    assert data.scenes == ['a'] and not data.unread
+
+
+def test_a_heic_that_is_none_is_named_or_skipped(tmp_path):
+    pytest.importorskip('pillow_heif')
+    Image.fromarray(RGB).save(tmp_path / 'a.jpg')
+    Image.fromarray(RGB).save(tmp_path / 'b.jfif', 'JPEG')
+    (tmp_path / 'c.HEIC').write_bytes(b'\0\0\0\x18ftypheic\0\0\0\0mif1heic' + bytes(64))
+    with pytest.raises(SlotnbError) as e:
+        open_dataset(tmp_path, None, progress=False).check(progress=False)
+    one_sentence(e, 'c.HEIC cannot be read')
+    rest = open_dataset(tmp_path, None, skip_broken=True, progress=False)
+    assert rest.scenes == ['a', 'b'] and 'c.HEIC' in rest.skipped[0]

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from PIL import Image
-from ..core import SlotnbError
+from ..core import SlotnbError, cannot_read
 from .splits import choose_split, split_kind
 
 # %% ../../nbs/formats/folders.ipynb #d0aa1025
@@ -22,20 +22,27 @@ HEIF = ('.heic', '.heif')
 SUFFIXES = tuple('.png .jpg .jpeg .jfif .webp .gif .bmp .ppm .pgm .tif .tiff .avif'.split()) + HEIF
 
 
+_HIDDEN = ('.', '@eaDir', '#recycle', '$RECYCLE', '__MACOSX', 'Thumbs.db')  # thumbnails and bins of file servers
+
+
 def visible(
     root: str | Path,  # a folder
 ) -> Iterator[Path]:  # files and folders
     "What lies in a folder, its sub-folders and folders elsewhere that links lead to. Hidden names are left out."
     home, seen = os.path.realpath(root), set()
-    for folder, inner, files in os.walk(root, followlinks=True):
+    for folder, inner, files in os.walk(root, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(folder)
         if real != os.path.normpath(os.path.join(home, os.path.relpath(folder, root))):  # by a link
             if real in seen or os.path.commonpath([home, real]) in (home, real):
                 inner.clear()  # read before, or read under its own name
                 continue
             seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith('.'))
-        yield from (Path(folder, name) for name in [*inner, *files] if not name.startswith('.'))
+        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN))
+        yield from (Path(folder, name) for name in [*inner, *files] if not name.startswith(_HIDDEN))
+
+
+def _cannot_list(e):
+    raise cannot_read(e.filename, e)
 
 
 def find_files(
