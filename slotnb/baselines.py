@@ -13,7 +13,7 @@ from .core import SlotnbError
 
 # %% ../nbs/11_baselines.ipynb #cell-9
 def ground_truth_masks(
-    segmentation: np.ndarray,  # (H W) ints, 0 = background; at least as large as the grid
+    segmentation: np.ndarray,  # (H W) ints, 0 = background, -1 = void; at least as large as the grid
     grid: tuple[int, int],  # (h, w) of the patch grid
     soft: bool = False,  # True: the fraction of a patch that each segment covers; False: one-hot, the largest
 ) -> np.ndarray:  # (k n) masks that sum to 1 over k; k = largest id + 1
@@ -25,9 +25,11 @@ def ground_truth_masks(
             f'a {H}x{W} segmentation does not divide into {h}x{w} patches; give one of at least {h}x{w} pixels'
         )
     patch = (np.arange(H) * h // H)[:, None] * w + np.arange(W) * w // W  # (H W) patch of each pixel
-    k = int(segmentation.max()) + 1
-    pixels = np.bincount((segmentation * h * w + patch).ravel(), minlength=k * h * w).reshape(k, h * w)
-    fraction = pixels / np.bincount(patch.ravel())
+    k = max(int(segmentation.max()), 0) + 1
+    cells = (segmentation * h * w + patch)[segmentation >= 0]  # without void
+    pixels = np.bincount(cells, minlength=k * h * w).reshape(k, h * w)
+    pixels[0] += pixels.sum(0) == 0  # a patch of void only
+    fraction = pixels / pixels.sum(0)
     return fraction if soft else np.eye(k)[:, fraction.argmax(0)]
 
 # %% ../nbs/11_baselines.ipynb #cell-12

@@ -59,11 +59,11 @@ def outlier_norm(
 
 # %% ../nbs/appendix/feature_measures.ipynb #m18
 def patch_labels(
-    segmentation: np.ndarray,  # (H W) ints, 0 = background
+    segmentation: np.ndarray,  # (H W) ints, 0 = background, -1 = void
     grid: tuple[int, int],  # (h, w) patches, of any size
 ) -> np.ndarray:  # (h*w) ints
     "The segment with the largest area in each patch."
-    one_hot = torch.nn.functional.one_hot(torch.as_tensor(segmentation)).permute(2, 0, 1).float()
+    one_hot = torch.nn.functional.one_hot(torch.as_tensor(segmentation) + 1)[..., 1:].permute(2, 0, 1).float()
     return torch.nn.functional.adaptive_avg_pool2d(one_hot, grid).argmax(0).flatten().numpy()
 
 
@@ -145,7 +145,7 @@ class LabeledScenes:
             return np.stack([patch_labels(s.segmentation, grid) for s in scenes]) if scenes else None
 
         self.grid, self.feats, self.scenes = grid, feats[chosen], [scenes[i] for i in chosen]
-        self.true_k = [min(len(np.unique(s.segmentation)), feats.shape[1]) for s in self.scenes]
+        self.true_k = [min(len(np.unique(s.segmentation[s.segmentation >= 0])), feats.shape[1]) for s in self.scenes]
         some = train_chosen[:: max(1, len(train_chosen) * feats.shape[1] // _MAX_TOKENS)]
         self.train_feats = train_feats[some] if some else None
         self.labels, self.train_labels = labels(self.scenes), labels([train_scenes[i] for i in some])

@@ -18,24 +18,25 @@ from .core import SlotnbError
 
 # %% ../nbs/09_metrics.ipynb #cell-10
 def contingency(
-    true: np.ndarray,  # (h w) ints from 0, ground-truth segment of each pixel; 0 = background
+    true: np.ndarray,  # (h w) ints, ground-truth segment of each pixel; 0 = background, -1 = void
     pred: np.ndarray,  # (h w) ints from 0, predicted segment of each pixel; the order of the ids does not matter
-) -> np.ndarray:  # (n_true, n_pred) pixel counts
-    "Contingency table of two segmentations. Raises `SlotnbError` unless both are integers >= 0 of one shape."
-    true, pred = _labels(true, 'true'), _labels(pred, 'pred')
+) -> np.ndarray:  # (n_true, n_pred) pixel counts, without void pixels
+    "Contingency table of two segmentations. Raises `SlotnbError` unless both are such integers of one shape."
+    true, pred = _labels(true, 'true', -1), _labels(pred, 'pred', 0)
     if true.shape != pred.shape:
         raise SlotnbError(f'true has shape {true.shape}, pred {pred.shape}; compare them at one resolution')
-    n_true, n_pred = int(true.max()) + 1, int(pred.max()) + 1
-    counts = np.bincount(true.ravel() * n_pred + pred.ravel(), minlength=n_true * n_pred)
+    n_true, n_pred = max(int(true.max()), 0) + 1, int(pred.max()) + 1
+    cells = true * n_pred + pred
+    counts = np.bincount((cells[true >= 0] if true.min() < 0 else cells).ravel(), minlength=n_true * n_pred)
     return counts.reshape(n_true, n_pred)
 
 # %% ../nbs/09_metrics.ipynb #cell-11
-def _labels(x, name):
-    "Convert `x` to int64 labels; reject soft masks and negative numbers."
+def _labels(x, name, lowest):
+    "Convert `x` to int64 labels; reject soft masks and numbers below `lowest`."
     x = np.asarray(x)
-    if x.dtype.kind not in 'iub' or not x.size or x.min() < 0:
+    if x.dtype.kind not in 'iub' or not x.size or x.min() < lowest:
         raise SlotnbError(
-            f'{name} must be a non-empty array of integers >= 0, got {x.dtype} of shape {x.shape}; '
+            f'{name} must be a non-empty array of integers >= {lowest}, got {x.dtype} of shape {x.shape}; '
             'convert soft masks with hard_masks'
         )
     return x.astype(np.int64)

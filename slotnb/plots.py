@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from PIL import Image
 from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
 
@@ -39,9 +40,11 @@ def colorize(
     labels: np.ndarray,  # (h w) integers
     colors: np.ndarray | None = None,  # (k) palette index of each label, from `match_colors`; None: label i has color i
 ) -> np.ndarray:  # (h w 3) RGB from 0 to 1
-    "Color labels with the palette. 0 is the grey of the background."
+    "Color labels with the palette. 0 is the grey of the background, void (-1) is white."
     index = labels if colors is None else np.asarray(colors)[labels]
-    return palette(int(index.max()) + 1)[index]
+    out = palette(int(index.max()) + 1)[index]
+    out[labels < 0] = 1
+    return out
 
 
 def overlay(
@@ -66,14 +69,14 @@ def _border(labels):
 
 # %% ../nbs/appendix/plots.ipynb #cell-18
 def match_colors(
-    true: np.ndarray,  # (h w) integers, 0 = background
+    true: np.ndarray,  # (h w) integers, 0 = background, -1 = void
     pred: np.ndarray,  # (h w) integers
     k: int | None = None,  # number of slots; None: largest id in `pred` + 1
 ) -> np.ndarray:  # (k) palette index of each predicted segment
     "Give each predicted segment the color of the ground truth segment matched by IoU, else an unused color."
     true, pred = np.asarray(true, np.int64), np.asarray(pred, np.int64)
-    n, k = int(true.max()) + 1, k or int(pred.max()) + 1
-    both = np.bincount(true.ravel() * k + pred.ravel(), minlength=n * k).reshape(n, k)
+    n, k = max(int(true.max()), 0) + 1, k or int(pred.max()) + 1
+    both = np.bincount((true * k + pred)[true >= 0], minlength=n * k).reshape(n, k)
     iou = both / np.maximum(both.sum(1, keepdims=True) + both.sum(0) - both, 1)
     colors = np.full(k, -1)
     for i, j in zip(*linear_sum_assignment(iou, maximize=True)):
@@ -108,21 +111,30 @@ def panels(
     return fig
 
 # %% ../nbs/appendix/plots.ipynb #cell-24
+def _pair(scene, size=512):
+    "Name, and an image of at most `size` pixels a side, with its segmentation beside it."
+    step = math.ceil(max(scene.image.shape[:2]) / size)
+    image = scene.image if step == 1 else np.asarray(Image.fromarray(scene.image).reduce(step))
+    if scene.segmentation is None:
+        return scene.name, image / 255
+    return scene.name, np.hstack([image / 255, overlay(image, scene.segmentation[::step, ::step])])
+
+
 def contact_sheet(
     scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
     cols: int = 6,  # scenes per row
     size: float = 1.6,  # height of a scene in inches
 ) -> Figure:
-    "Draw each scene as an image next to its segmentation, if it has one."
-    scenes = list(scenes)
-    cols = min(cols, len(scenes))
-    pairs = [
-        s.image / 255 if s.segmentation is None else np.hstack([s.image / 255, overlay(s.image, s.segmentation)])
-        for s in scenes
-    ]
-    fig = panels(pairs, [s.name for s in scenes], cols, size)
-    width = size if all(s.segmentation is None for s in scenes) else 2 * size
-    fig.set_size_inches(cols * width, math.ceil(len(scenes) / cols) * (size + 0.25))
+    "Draw each scene as an image next to its segmentation, if it has one. Large ones are scaled down, one by one."
+    labeled, pairs = False, []
+    for s in scenes:
+        labeled = labeled or s.segmentation is not None
+        pairs.append(_pair(s))
+    names, images = zip(*pairs)
+    cols = min(cols, len(images))
+    fig = panels(images, names, cols, size)
+    width = 2 * size if labeled else size
+    fig.set_size_inches(cols * width, math.ceil(len(images) / cols) * (size + 0.25))
     return fig
 
 # %% ../nbs/appendix/plots.ipynb #cell-27

@@ -135,7 +135,9 @@ BROKEN = {
     'metadata.json is missing': lambda f: (f / 'metadata.json').unlink(),
     'not valid JSON': lambda f: metadata(f, '{"instances": ['),
     "no list 'instances'": lambda f: metadata(f, '[]'),
-    "instance 0 has neither 'material'": lambda f: metadata(f, '{"instances": [{"shape": "cube"}, {"shape": "cube"}]}'),
+    "instance 0 has neither 'material'": lambda f: metadata(
+        f, '{"instances": [{"shape": "cube"}, {"material": "metal"}]}'
+    ),
     'lists 1 instances, but its segmentation has the id 2': lambda f: metadata(
         f, '{"instances": [{"material": "metal"}]}'
     ),
@@ -182,3 +184,10 @@ def test_a_file_that_is_no_image(tmp_path):
     (tmp_path / 'a.png').write_text('hello')
     with pytest.raises(SlotnbError, match='a.png cannot be read'):
         read_image(tmp_path / 'a.png')
+
+
+def test_scenes_without_any_material_are_read(tmp_path):
+    "MOVi-C and MOVi-D: the materials are unknown."
+    write(tmp_path / 'train/scene_0000')
+    metadata(tmp_path / 'train/scene_0000', '{"instances": [{"shape": "cube"}, {"shape": "cube"}]}')
+    assert KubricFolders(tmp_path)[0].materials == ['', '']

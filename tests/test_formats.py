@@ -197,7 +197,7 @@ def test_masks_of_photos_become_kubric_scenes(tmp_path):
 def test_shards_keep_more_than_65535_and_ids_above_255(tmp_path):
     photo(tmp_path / 'p/a.png')
     (tmp_path / 'p/masks').mkdir()
-    wide = np.arange(32 * 48).reshape(32, 48).astype(np.uint16)
+    wide = np.kron(200 + np.arange(8 * 12).reshape(8, 12), np.ones((4, 4))).astype(np.uint16)
     Image.fromarray(wide).save(tmp_path / 'p/masks/a.png')
     ds = open_dataset(tmp_path / 'p')
     for fmt in 'kubric', 'webdataset':

@@ -148,7 +148,7 @@ def test_hard_masks_upsample_as_torch_does_and_refuse_nonsense():
         with pytest.raises(SlotnbError):
             hard_masks(bad, (30, 44), grid)
     ok = np.ones((2, 2), int)
-    for true, pred in ((ok / 2, ok), (-ok, ok), (ok, ok[:1]), (ok[:0], ok[:0])):
+    for true, pred in ((ok / 2, ok), (-2 * ok, ok), (ok, -ok), (ok, ok[:1]), (ok[:0], ok[:0])):
         with pytest.raises(SlotnbError):
             contingency(true, pred)
 

@@ -297,7 +297,11 @@ def test_an_empty_shard_among_others(root):
 
 
 def test_unknown_split_names_what_there_is():
-    assert "no split 'test'; it has train, validation" in error(opened, MOVI_A, 'test')
+    "Without a test set the validation set is read, and a remark says so."
+    assert "no split 'extra'; it holds train, validation" in error(opened, MOVI_A, 'extra')
+    test, val = opened(MOVI_A, 'test'), opened(MOVI_A, 'validation')
+    assert test.scenes == val.scenes and same(test[0], val[0])
+    assert "'validation' is read" in test.remarks[0] and not val.remarks
 
 
 @pytest.mark.parametrize(

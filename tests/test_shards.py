@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
+from slotnb.formats.detect import open_dataset
 from slotnb.formats.shards import TarShards, encode_png, index_shard, split_key, write_shards
 from test_data import SEG, write
 
@@ -247,3 +248,36 @@ def test_writing_goes_on_and_leaves_no_half_shard(tmp_path):
         and (tmp_path / 'out/train-000000.tar').stat().st_mtime_ns == first
     )
     assert TarShards(tmp_path / 'out', 'train', progress=False).check(progress=False).scenes == ds.scenes
+
+
+@pytest.mark.parametrize('kind', ['jpg png', 'jpg mask.png', 'image.jpg seg.png', 'png mask.png', 'png seg.png'])
+def test_conventions_of_others_for_masks(tmp_path, kind):
+    "A PNG beside a JPEG is the mask, not the image; a sample may name both."
+    image, mask = kind.split()
+    ids = np.kron([[0, 3], [9, 0]], np.ones((8, 8), int)).astype(np.uint8)
+    photo = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    out = io.BytesIO()
+    Image.fromarray(photo).save(out, 'JPEG' if 'jpg' in image else 'PNG')
+    shard(tmp_path / 'train-000000.tar', {'a': {image: out.getvalue(), mask: encode_png(ids), 'depth.npy': b'0'}})
+    (sample,) = data = TarShards(tmp_path, 'train', progress=False)
+    assert (sample.segmentation == np.choose(ids % 8, [0, 2, 0, 1])).all() and sample.image.std() > 50
+    assert data.has_ground_truth and data.unread == {'.depth.npy': 1}
+
+
+def test_a_split_in_folder_and_name_and_a_validation_set_as_test(tmp_path):
+    for name in ('train/train-000.tar', 'val2017/val-000.tar'):
+        (tmp_path / name).parent.mkdir()
+        shard(tmp_path / name, {name[0]: whole(name[0])})
+    assert TarShards(tmp_path, 'train', progress=False).scenes == ['t']
+    test = TarShards(tmp_path, 'test', progress=False)
+    assert test.scenes == ['v'] and "'val2017' is read" in test.remarks[0]
+
+
+def test_compressed_archives_and_dots_in_names(tmp_path):
+    (tmp_path / 'a').mkdir()
+    (tmp_path / 'a/train-000000.tar.gz').touch()
+    with pytest.raises(SlotnbError, match='unpack them to .tar'):
+        open_dataset(tmp_path / 'a', progress=False)
+    shard(tmp_path / 'b.tar', {'v1.2/clip_0.5': whole('x')})
+    with pytest.raises(SlotnbError, match='no other dot in the name'):
+        TarShards(tmp_path / 'b.tar', progress=False)[0]

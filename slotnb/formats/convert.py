@@ -27,7 +27,7 @@ def describe(
     progress: bool = True,  # show a progress bar
 ) -> dict:  # format, root, scenes, frames, sizes, objects, materials, has_ground_truth, grey, rotated, skipped, notes
     "Read every sample once and count sizes, visible objects and materials."
-    sizes, materials, objects, grey, rotated, masks = Counter(), Counter(), [], 0, 0, 0
+    sizes, materials, objects, grey, rotated, masks, void = Counter(), Counter(), [], 0, 0, 0, []
     for s in tqdm(dataset, 'reading', len(dataset), disable=not progress, leave=False):
         sizes[f'{s.image.shape[1]}x{s.image.shape[0]}'] += 1
         grey += bool((s.image == s.image[..., :1]).all())
@@ -35,7 +35,8 @@ def describe(
         if s.segmentation is None:
             continue
         masks += 1
-        visible = np.unique(s.segmentation[s.segmentation > 0])
+        void += [share] if (share := float((s.segmentation < 0).mean())) else []
+        visible = np.flatnonzero(np.bincount(s.segmentation[s.segmentation > 0]))
         objects.append(len(visible))
         materials.update(s.materials[i - 1] or 'unknown' for i in visible)
     n = len(dataset)
@@ -49,6 +50,10 @@ def describe(
             f'without ground truth: {n - masks} of {n} images; '
             'training needs none, but ARI, FG-ARI, mBO and mIoU need masks'
         )
+    if void:
+        share = 100 * sum(void) / masks
+        notes.append(f'void: {share:.1f} % of the pixels, in {len(void)} of {masks} masks; they are in no metric')
+    notes += dataset.remarks
     if dataset.unread:
         notes.append('not read: ' + _listed(dataset.unread))
     if dataset.skipped:
@@ -104,7 +109,7 @@ def info(
         ids = np.unique(np.linspace(0, len(dataset) - 1, 12).round().astype(int))
         with atomic_path(out) as tmp, warnings.catch_warnings():
             warnings.filterwarnings('ignore', 'Glyph')  # letters that the font lacks are drawn as boxes
-            contact_sheet([dataset[i] for i in ids.tolist()], 4).savefig(tmp, format='png', dpi=150)
+            contact_sheet((dataset[i] for i in ids.tolist()), 4).savefig(tmp, format='png', dpi=150)
         text += f'\n{"sheet":10} {out}'
     return text
 
@@ -173,6 +178,8 @@ def write_kubric(
                     )
                 insts = [_common(a, b) for a, b in zip(insts, new)]
                 (tmp / f'rgba_{s.frame:05}.png').write_bytes(encode_png(s.image))
+                if (s.segmentation < 0).any():
+                    raise SlotnbError(f"scene '{name}' has void pixels, which Kubric has not; convert it to webdataset")
                 (tmp / f'segmentation_{s.frame:05}.png').write_bytes(encode_png(s.segmentation))
             (tmp / 'metadata.json').write_bytes(
                 encode_json(dict(metadata=dict(num_frames=len(entries)), instances=insts))

@@ -6,12 +6,16 @@
 __all__ = ['TEST_SHARE', 'open_dataset', 'has_no_splits', 'open_part']
 
 # %% ../../nbs/formats/detect.ipynb #cell-2
+import re
 from collections import Counter
+from contextlib import contextmanager
 from pathlib import Path
-from ..core import SlotnbError, digest
+from ..core import SlotnbError, cannot_read, digest
 from ..data import Dataset, KubricFolders
-from .images import SUFFIXES as IMAGES, ImageFolder, split_folders
+from .folders import SUFFIXES as IMAGES, split_lists, visible
+from .images import ImageFolder
 from .shards import TarShards
+from .splits import choose_split, split_folders, split_kind, split_remark
 from .video import SUFFIXES as VIDEOS, VideoFrames
 
 # %% ../../nbs/formats/detect.ipynb #cell-7
@@ -23,11 +27,28 @@ def open_dataset(
     progress: bool = True,  # show progress bars
 ) -> Dataset:
     "Detect the format of a path and open it. Raises `SlotnbError` if no format matches."
+    with _named_if_forbidden():
+        data = _open(data_dir, split, max_frames, dict(skip_broken=skip_broken, progress=progress))
+    if bad := next((e.name for e in data.entries if re.search('[\0\ud800-\udfff]', e.name)), None):
+        raise SlotnbError(f"{data.root}: the name {ascii(bad)} is no UTF-8 text; rename it, for example with convmv")
+    return data
+
+
+@contextmanager
+def _named_if_forbidden():
+    "Turn a `PermissionError` into a `SlotnbError` that names the file or folder."
+    try:
+        yield
+    except PermissionError as e:
+        raise cannot_read(e.filename, e) from None
+
+
+def _open(data_dir, split, max_frames, options):
     if not str(data_dir).strip():
         raise SlotnbError('data_dir is empty; give a folder of scenes, images, videos or .tar shards')
     if '://' not in str(data_dir):
         data_dir = Path(data_dir).expanduser()
-    path, options = Path(data_dir), dict(skip_broken=skip_broken, progress=progress)
+    path = Path(data_dir)
     if '://' in str(data_dir) or _has(path, *('*/' * depth + 'dataset_info.json' for depth in range(3)), '*.tfrecord*'):
         from slotnb.formats.movi import MoviRecords  # requires the extra `movi`
 
@@ -43,7 +64,10 @@ def open_dataset(
     if not path.is_dir():
         return _open_file(path, split, max_frames, options)
     if _has(path, '*/*/rgba_*.png'):
-        return KubricFolders(path, split or _only_split(path), max_frames, **options)
+        name = choose_split(split, split_folders(path) or [split], path) if split else _only_split(path)
+        data = KubricFolders(path, name, max_frames, **options)
+        data.remarks = split_remark(split, name)
+        return data
     here = path.resolve()
     if _has(path, '*/rgba_*.png') and here.name and split in (None, 'train', here.name):
         return KubricFolders(here.parent, here.name, max_frames, **options)
@@ -68,20 +92,8 @@ def has_no_splits(
     data_dir: str | Path,  # as in `open_dataset`
 ) -> bool:
     "Whether a path is a folder of images or videos without folders for splits."
-    path = Path(data_dir).expanduser()
-    if '://' in str(data_dir) or not path.is_dir() or split_folders(path):
-        return False
-    if (path / 'images').is_dir() and split_folders(path / 'images'):
-        return False
-    others = (
-        *('*/' * depth + 'dataset_info.json' for depth in range(3)),
-        '*.tfrecord*',
-        '*/rgba_*.png',
-        '*/*/rgba_*.png',
-    )
-    return not _has(path, *others, '*.tar', '*/*.tar') and any(
-        suffix in IMAGES + VIDEOS for suffix in _visible_suffixes(path)
-    )
+    with _named_if_forbidden():
+        return _has_no_splits(data_dir)
 
 
 def open_part(
@@ -104,6 +116,24 @@ def open_part(
     return data
 
 # %% ../../nbs/formats/detect.ipynb #cell-8
+def _has_no_splits(data_dir):
+    path = Path(data_dir).expanduser()
+    if '://' in str(data_dir) or not path.is_dir() or split_folders(path) or split_lists(path):
+        return False
+    deeper = {split_kind(p.name) for p in path.glob('*/*') if p.is_dir()} - {None}
+    if len(deeper) > 1 or (path / 'images').is_dir() and split_folders(path / 'images'):
+        return False
+    others = (
+        *('*/' * depth + 'dataset_info.json' for depth in range(3)),
+        '*.tfrecord*',
+        '*/rgba_*.png',
+        '*/*/rgba_*.png',
+    )
+    return not _has(path, *others, '*.tar', '*/*.tar') and any(
+        suffix in IMAGES + VIDEOS for suffix in _visible_suffixes(path)
+    )
+
+
 def _has(path, *patterns):
     return any(any(path.glob(p)) for p in patterns)
 
@@ -127,9 +157,7 @@ def _open_file(path, split, max_frames, options):
 
 def _visible_suffixes(path):
     "Suffixes of what lies in a folder and its sub-folders, without hidden ones."
-    for p in path.rglob('*'):
-        if not any(part.startswith('.') for part in p.relative_to(path).parts):
-            yield p.suffix.lower()
+    return (p.suffix.lower() for p in visible(path))
 
 
 def _count(path):
@@ -139,6 +167,8 @@ def _count(path):
 
 
 def _unknown(path, why):
+    if _has(path, '*.tar.*', '*.tgz'):
+        return SlotnbError(f"'{path}' holds compressed archives; unpack them to .tar with gunzip, for random access")
     return SlotnbError(
         f"'{path}' has no known format: {why}; give Kubric scenes (*/*/rgba_*.png), TFDS records (dataset_info.json), "
         f"shards (*.tar), videos ({' '.join(VIDEOS)}) or images ({' '.join(IMAGES)})"

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from ..core import SlotnbError, digest
 from ..data import Dataset, Entry, Sample
+from .splits import choose_split, split_remark
 from slotnb.formats.tfrecords import (
     exists,
     fetch_json,
@@ -193,8 +194,7 @@ class MoviRecords(Dataset):
         url = str(data_dir).rstrip('/')
         fs = filesystem(url)
         splits = _splits(fs, url)
-        if split not in splits:
-            raise SlotnbError(f"{url} has no split '{split}'; it has {', '.join(splits) or 'none at all'}")
+        asked, split = split, choose_split(split, splits, url)
         counts, self.shards = splits[split]
         if not sum(counts):
             raise SlotnbError(f"split '{split}' of {url} is empty; choose another, it has {', '.join(splits)}")
@@ -206,6 +206,7 @@ class MoviRecords(Dataset):
             raise SlotnbError(errors[0] + (f' ({len(errors) - 1} more shards are broken too)' if errors[1:] else ''))
         frames = range(min(max_frames or self.num_frames, self.num_frames))
         super().__init__(url, [Entry(f'{split}_{n:05}', f, n) for n in range(sum(counts)) for f in frames])
+        self.remarks = split_remark(asked, split)
         self.root = url  # as given: a Path would turn gs:// into gs:/
         if skip_broken:
             self._drop_broken(progress)

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from ..core import SlotnbError, cannot_read
-from ..data import Dataset, Entry, Sample, split_root
-from .images import find_files
+from ..data import Dataset, Entry, Sample
+from .folders import find_files
+from .splits import split_remark, split_root
 
 # %% ../../nbs/formats/video.ipynb #cell-9
 _SEEKABLE = ('mov,mp4', 'matroska')  # containers with a keyframe index; in others a seek may land after the frame
@@ -39,6 +40,7 @@ class VideoFrames(Dataset):
         if root.is_file() and split not in (None, 'train'):
             raise SlotnbError(f"'{root}' is one video and has no split '{split}'; make the folders train and {split}")
         root = root if root.is_file() else split_root(root, split)
+        self.remarks = split_remark(split, root.name)
         files = [root] if root.is_file() else find_files(root, SUFFIXES)
         if not files:
             raise SlotnbError(f"{root} holds no video; expected {', '.join(SUFFIXES)}")

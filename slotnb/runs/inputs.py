@@ -51,7 +51,9 @@ def tell_unread(
     data: Dataset,
     where: str,  # as the user named it
 ):
-    "Print how many files of a folder are not read, by suffix."
+    "Print how many files of a folder are not read, by suffix, and other remarks about it."
+    for remark in data.remarks:
+        tqdm.write(f'{where}: {remark}')
     if data.unread:
         tqdm.write(f'{where}: not read: {", ".join(f"{n} {suffix}" for suffix, n in data.unread.items())}')
 
@@ -63,7 +65,7 @@ def open_split(
 ) -> Dataset:
     "The scenes of a split (`open_part`). What is not read, and what `skip_broken` leaves out, is printed."
     data = open_part(config.data_dir, split, config.max_frames, config.skip_broken, show_progress)
-    if split == 'train':
+    if split == 'train' or data.remarks:
         tell_unread(data, config.data_dir)
     if split == 'test' and has_no_splits(config.data_dir):
         tqdm.write(f'{config.data_dir}: no folders train and test; {len(data)} images are held out as test by name')
