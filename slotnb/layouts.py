@@ -178,6 +178,8 @@ def resample_position(
 ) -> Tensor:  # (1 prefix+h*w d)
     "Interpolate a position embedding to another grid."
     n = pos.shape[1] - prefix
+    if n < 1:
+        return pos
     if old is None or old[0] * old[1] != n:
         old = (round(n**0.5),) * 2
     if old == tuple(grid) or old[0] * old[1] != n:

@@ -228,15 +228,17 @@ def unwrap(
     "Remove what training and saving add around a backbone: student and teacher, `module.`, `backbone.` and similar."
     if not isinstance(state, dict):
         return {}
-    for w in _WRAPPERS:
-        if isinstance(state.get(w), dict):
-            return unwrap(state[w], expected)
+    for _ in range(10_000):  # a wrapper of a broken file may hold itself
+        inner = next((state[w] for w in _WRAPPERS if isinstance(state.get(w), dict)), None)
+        if inner is None:
+            break
+        state = inner
     state = {k: v for k, v in state.items() if isinstance(k, str) and isinstance(v, Tensor)}
-    if state.keys() & set(expected):
-        return state
-    if 'embeddings.cls_token' in state:  # transformers 5 has only the blocks of DINOv3 under 'model.'
-        return {k.removeprefix('model.'): v for k, v in state.items()}
-    for p in _PREFIXES:
-        if any(k.startswith(p) for k in state):
-            return unwrap({k.removeprefix(p): v for k, v in state.items() if k.startswith(p)}, expected)
+    while not state.keys() & set(expected):
+        if 'embeddings.cls_token' in state:  # transformers 5 has only the blocks of DINOv3 under 'model.'
+            return {k.removeprefix('model.'): v for k, v in state.items()}
+        prefix = next((p for p in _PREFIXES if any(k.startswith(p) for k in state)), None)
+        if prefix is None:
+            break
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     return state

@@ -201,3 +201,35 @@ def test_help_is_worth_reading(tmp_path):
     ):
         assert f'--{flag}' in page
     assert 'peak learning rate' in page and '0.002' in page
+
+
+@pytest.mark.parametrize(
+    'args, words',
+    [
+        (('--num_slots', 10**6), ('num_slots 1000000', 'at most 10000')),
+        (('--slot_dim', 2**40), ('slot_dim', 'at most')),
+        (('--num_epochs', 10**18), ('num_epochs', 'at most')),
+        (('--resolution', 28000), ('resolution 28000', 'at most 8192')),
+        (('--grid_size', 2**40), ('grid_size', 'at most 8192')),
+        (('--save_dir', 'x' * 300), ('File name too long',)),
+    ],
+)
+def test_what_no_machine_can_hold(args, words, tmp_path):
+    refused(train(DATA, tmp_path, *args), *words)
+    assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('content', [b'{"cells": 5}', b'[' * 5000, b'\xff\x00', b''])
+def test_a_sweeps_notebook_that_is_none(content, tmp_path):
+    (tmp_path / 'mine.ipynb').write_bytes(content)
+    args = ('sweep', '--out_dir', tmp_path / 'runs', '--notebook', 'mine.ipynb', '--data_dir', DATA)
+    refused(slotnb(*args, cwd=tmp_path), 'mine.ipynb')
+    assert not (tmp_path / 'runs').exists()
+
+
+def test_explore_what_is_no_run(tmp_path):
+    "Refused before a page is served, which would stay empty."
+    (tmp_path / 'config.json').write_text('{"images": []}')
+    refused(slotnb('explore', tmp_path, cwd=tmp_path), 'config.json', "is not a run's configuration")
+    refused(slotnb('explore', DATA, cwd=tmp_path), 'holds no run')
+    refused(slotnb('explore', 'movi_a', '--port', 99999, cwd=tmp_path), 'port 99999', '65535')

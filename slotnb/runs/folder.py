@@ -111,6 +111,9 @@ class RunState:
             raise
 
     def _open(self, config, data, norm, model, opt, engine, save_every):
+        for path in config.run_dir.glob('.*.*'):  # what was being written when an earlier process was killed
+            if path.is_file() and not path.name.startswith('.owner'):
+                path.unlink()
         self.key, changed = claim(config, data, engine)
         self.config, self.norm, self.scale, self.model, self.opt = config, norm, data.scale, model, opt
         self.folder, self.path, self.save_every = config.run_dir, config.run_dir / 'last_state.safetensors', save_every

@@ -33,10 +33,10 @@ def find_notebook(
     raise SlotnbError(f'notebook {path} is missing; give the path of a notebook')
 
 # %% ../../nbs/runs/notebooks.ipynb #1b88244a
-_CHILD = """import os, sys, threading
+_CHILD = """import os, threading
 from papermill.cli import papermill
 
-threading.Thread(target=lambda: (sys.stdin.buffer.read(), os._exit(1)), daemon=True).start()
+threading.Thread(target=lambda: (os.read(0, 1), os._exit(1)), daemon=True).start()
 papermill()"""  # ends when its standard input does
 
 
