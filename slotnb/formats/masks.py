@@ -85,10 +85,10 @@ def lone_is_void(
 
 # %% ../../nbs/formats/masks.ipynb #221a664a
 def _numbers(mask):
-    "The numbers above 0 in a mask, ascending."
-    if mask.max() <= 2**16:
-        return np.flatnonzero(np.bincount(mask[mask > 0]))
-    return np.unique(mask[mask > 0])
+    "The numbers above 0 in a mask, ascending; counting is faster than sorting."
+    if mask.max() > 2**16:
+        return np.unique(mask[mask > 0])
+    return np.flatnonzero(np.bincount(mask.ravel() - VOID)[1 - VOID :]) + 1
 
 
 def _of_palette(im, path):
