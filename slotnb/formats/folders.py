@@ -122,21 +122,24 @@ def _per_scene(images):
 
 def _from_folder(root, masks, images, found):
     "Add the masks in a folder to `found`; returns the number of masks that belong to no image."
-    exact, stripped, inner = {}, {}, {}
+    exact, stripped, numbered, inner = {}, {}, {}, {}
     for f in find_files(masks, SUFFIXES):
         key = _key(f, masks)
         exact.setdefault(key, []).append(f)
         if m := re.fullmatch(rf'(.+){_WORD}', key, re.I):
             stripped.setdefault(m[1], []).append(f)
+        if m := re.fullmatch(r'(.+)[._-](mask|obj|object|instance)?[._-]?\d+', key, re.I):
+            numbered.setdefault(m[1], []).append(f)
         inner.setdefault(key.rpartition('/')[0], []).append(f)
     keys = {_key(f, root) for f in images}
     used = set()
     for f in images:
         key = _key(f, root)
-        files = exact.get(key) or [x for x in stripped.get(key, []) if _key(x, masks) not in keys]
+        files = exact.get(key) or exact.get(key + f.suffix)
+        files = files or [x for x in stripped.get(key, []) if _key(x, masks) not in keys]
         if len(files) > 1:
             raise SlotnbError(f'{files[0]} and {files[1].name} are masks of one image; keep one of them')
-        files = files or [x for x in inner.get(key, []) if _key(x, masks) not in keys]
+        files = files or [x for x in inner.get(key, []) + numbered.get(key, []) if _key(x, masks) not in keys]
         found[f] = sorted(files)
         used.update(files)
     return sum(f not in used for files in exact.values() for f in files)
@@ -164,7 +167,7 @@ def _refuse_masks(root, images):
         m = re.fullmatch(r'(.+)[._-]([^\W\d_]\w*)', _key(f, root))
         if m and m[1] in keys:
             by_word.setdefault(m[2], (f, keys[m[1]]))
-    pairs = list(by_word.values())
+    pairs = [*by_word.values(), *_suffix_pairs(images)]
     folders = list(by_folder.values())
     for files in folders:
         stem, f = next(iter(files.items()))
@@ -172,6 +175,19 @@ def _refuse_masks(root, images):
     for f, other in pairs:
         if _few_colors(f) and not _few_colors(other):
             raise _looks_like_mask(f)
+
+
+def _suffix_pairs(images):
+    "Two files of one name with different suffixes, such as a_leftImg8bit and a_gtFine_instanceIds, for each two suffixes."
+    by_suffix = {}
+    for f in images:
+        for m in re.finditer(r'[._-](?=[^\W\d_])', f.stem):
+            by_suffix.setdefault(f.stem[m.start() :], {})[f.parent, f.stem[: m.start()]] = f
+    often = sorted(by_suffix.values(), key=len)[:-21:-1]
+    for a in often:
+        for b in often:
+            if a is not b and (shared := next((k for k in a if k in b), None)):
+                yield a[shared], b[shared]
 
 
 def _looks_like_mask(f):
