@@ -98,6 +98,9 @@ def _image_batches(dataset, ranges, batch_size, num_workers):
     return DataLoader(_Images(dataset), batch_sampler=batches, num_workers=num_workers, collate_fn=list)
 
 
+_STACKED = 2**22  # values of an image up to which a batch is resized at once; larger ones would fill the memory
+
+
 def compute_features(
     backbone: ViTBackbone,  # frozen
     images: list[Tensor],  # (3 h w) RGB, uint8, or float in [0, 1]; images of different sizes are processed one by one
@@ -106,7 +109,7 @@ def compute_features(
     for im in images:
         if isinstance(im, SlotnbError):
             raise im
-    same = len({im.shape for im in images}) == 1
+    same = len({im.shape for im in images}) == 1 and images[0].numel() <= _STACKED
     feats = (backbone(torch.stack(images)) if same else torch.cat([backbone(im[None]) for im in images])).half().cpu()
     frames = [backbone.frame(im.shape[1:]) for im in images] if getattr(backbone, 'resize', '') == 'letterbox' else []
     parts = [frame.cut(x, -2) for frame, x in zip(frames, feats)] or [feats]

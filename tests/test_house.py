@@ -66,7 +66,8 @@ ALLOWED = {
     'formats.video': 'core data formats.folders formats.splits',
     'formats.tfrecords': 'core',
     'formats.movi': 'core data formats.splits formats.tfrecords',
-    'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits formats.video',
+    'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits '
+    'formats.video',
     'formats.convert': 'core data formats.detect formats.shards plots',
     # scenes
     'scenes.physics': 'core',

@@ -261,6 +261,8 @@ LAYOUTS = {  # the image and its masks
     'CLEVRTex': ('0/a.png', '0/a_flat.png'),
     'DAVIS': ('JPEGImages/480p/bear/a.jpg', 'Annotations/480p/bear/a.png'),
     'VOC': ('JPEGImages/a.jpg', 'SegmentationObject/a.png'),
+    'suffix of the image': ('a.jpg', 'masks/a.jpg.png'),
+    'one file per object, numbered': ('a.png', 'masks/a_1.png', 'masks/a_obj2.png'),
     'one file per object': ('images/a.png', 'masks/a/x.png', 'masks/a/y.png'),
     'a folder per scene': ('s/images/a.png', 's/masks/x.png', 's/masks/y.png'),
     'NFC': ('u\u0308.png', 'masks/\u00fc.png'),
@@ -281,6 +283,18 @@ def test_layouts_of_masks(tmp_path, layout):
         (tmp_path / masks[0]).rename((tmp_path / masks[0]).with_name('other.png'))
         with pytest.raises(SlotnbError, match='has no mask'):
             open_dataset(tmp_path, 'train', progress=False)
+
+
+def test_suffixes_of_images_and_masks(tmp_path):
+    "Cityscapes in one folder: both have a suffix, and the masks show by their few colors."
+    for i in range(2):
+        Image.fromarray(RGB).save(tmp_path / f'x_{i}_leftImg8bit.png')
+        Image.fromarray(RGB).save(tmp_path / f'x_{i}_rightImg8bit.png')
+    assert len(ImageFolder(tmp_path)) == 4
+    for i in range(2):
+        Image.fromarray(SEG).save(tmp_path / f'x_{i}_gtFine_instanceIds.png')
+    with pytest.raises(SlotnbError, match='instanceIds.png looks like a mask'):
+        ImageFolder(tmp_path)
 
 
 def test_what_lies_beside_masks_is_named(tmp_path):

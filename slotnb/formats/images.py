@@ -59,13 +59,15 @@ class ImageFolder(Dataset):
         root, masks = image_root(data_dir, split)
         inside = root.relative_to(single).parts
         self.remarks = tuple(r for name in inside for r in split_remark(split, name))
-        images = [f for f in find_files(root, SUFFIXES) if masks not in f.parents]
+        self._folder, images = masks, [f for f in find_files(root, SUFFIXES) if masks not in f.parents]
         if split and not any(map(split_kind, inside)):
             refuse_merged_splits(root, images)
         images, found, unread = pair_masks(root, masks, images)
         images = listed(single, split, root, images)
-        of_folder = masks.is_dir() and (masks.name.lower() in ('mask', 'masks') or 'masks without an image' in unread)
-        self.has_ground_truth = of_folder or any(found[f] for f in images)
+        self._in_folder = masks.is_dir() and (
+            masks.name.lower() in ('mask', 'masks') or 'masks without an image' in unread
+        )
+        self.has_ground_truth = self._in_folder or any(found[f] for f in images)
         self.unread = unread_files(root, masks) | unread
         if not self.has_ground_truth:
             refuse_masks_beside(masks.parent)
@@ -81,7 +83,10 @@ class ImageFolder(Dataset):
         entries = [Entry(name, 0, (f, found[f] if self.has_ground_truth else None)) for name, f in names.items()]
         without = [f for f in images if self.has_ground_truth and not found[f]]
         if without and not skip_broken:
-            raise SlotnbError(_no_mask(without[0]) + f' ({len(without)} of {len(entries)} images have none)')
+            raise SlotnbError(
+                self._no_mask(without[0], image_name(without[0], root))
+                + f' ({len(without)} of {len(entries)} images have none)'
+            )
         super().__init__(root, entries, skip_broken, progress)
 
     def read(self, entry: Entry) -> Sample:
@@ -90,7 +95,7 @@ class ImageFolder(Dataset):
         if files is None:
             return Sample(entry.name, 0, path, image, None, [], rotated)
         if not files:
-            raise SlotnbError(_no_mask(path))
+            raise SlotnbError(self._no_mask(path, entry.name))
         mask = _read_masks(files)
         if rotated:
             mask = turn_mask(mask, image.shape[:2], (path, None), (files[0], None))
@@ -98,6 +103,12 @@ class ImageFolder(Dataset):
         if is_lone(mask) and self._lone_is_void:
             mask = np.where(mask > 0, VOID, mask)
         return Sample(entry.name, 0, path, image, *number_instances(mask), rotated)
+
+    def _no_mask(self, path, name):
+        where = self._folder / f'{name}.png' if self._in_folder else path.with_name(f'{path.stem}_mask.png')
+        return (
+            f"{path} has no mask '{where}'; add it, or rename the folder masks to read all images without ground truth"
+        )
 
     @cached_property
     def _lone_is_void(self):
@@ -129,9 +140,3 @@ def _read_masks(files):
             raise SlotnbError(f'{f} differs in size from {files[0].name}; masks of one image must have the same size')
         out = np.where(mask > 0, np.where(out == 0, i, VOID), out)
     return out
-
-# %% ../../nbs/formats/images.ipynb #cell-10
-def _no_mask(path):
-    return (
-        f"{path} has no mask '{path.stem}.png'; add it, or move the masks elsewhere to read images without ground truth"
-    )

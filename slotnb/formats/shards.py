@@ -208,8 +208,8 @@ class TarShards(Dataset):
         ext, mask_ext = _kinds(members)
         if not ext:
             raise SlotnbError(
-                f"{path}: key '{key}' has no image, only {', '.join(members)}; expected {key}.jpg, .png or .webp, and no "
-                'other dot in the name'
+                f"{path}: key '{key}' has no image, only {', '.join(members)}; expected {key}.jpg, .png or .webp, "
+                'and no other dot in the name'
             )
         image, rotated = decode_image(f'{path}/{key}.{ext}', _member(path, key, ext, members))
         meta = _metadata(f'{path}/{key}.json', _member(path, key, 'json', members)) if 'json' in members else {}
