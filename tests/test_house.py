@@ -105,8 +105,8 @@ ALLOWED = {
     'commands.flags': '',
     'commands.segment': 'core evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
     'segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server formats.detect report runs.checkpoints runs.config runs.extend '
-    'runs.folder runs.inputs segment.folder sweep train',
+    'commands.runs': 'core evaluate explorer.server formats.detect parts report runs.checkpoints runs.config '
+    'runs.extend runs.folder runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }
