@@ -86,7 +86,7 @@ def test_scene_without_metadata(few_scenes, tmp_path):
     [
         (('--backbone', 'dinov2_vitz14'), ("backbone 'dinov2_vitz14'", 'dinov2_vits14')),
         (('--lr', '-0.1'), ('lr -0.1', 'above 0')),
-        (('--batch_size', '64'), ('batch_size 64', 'larger than the data')),
+        (('--resize', 'pad'), ("resize 'pad'", 'letterbox')),
         (('--normalizer', 'batch'), ('normalizer', 'instance')),
         (('--resolution', '225'), ('resolution 225', 'patch size 14')),
         (('--device', 'cuda:7'), ('device',)),

@@ -84,8 +84,8 @@ ALLOWED = {
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
-    'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots refine '
-    'runs.inputs runs.shipped segment.result',
+    'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '
+    'refine runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
     'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views metrics '

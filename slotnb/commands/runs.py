@@ -34,8 +34,8 @@ class TrainCommand(TrainConfig):
     preset: str = ''  # start from the settings of a preset (source_report, version_0_1); other flags override it
     # go on with a finished run to a larger num_epochs, with a new cosine; of several rounds the last one goes on
     extend: bool = False
-    # of an image to the input: stretch, letterbox (keeps the shape, leaves out the border), crop (the middle square), or
-    # auto: letterbox for a folder of pictures without train and test, else stretch
+    # of an image to the input: stretch, letterbox (keeps the shape, leaves out the border), crop (the middle square),
+    # or auto: letterbox for a folder of pictures without train and test, else stretch
     resize: str = 'auto'
 
     resizes = (*TrainConfig.resizes, 'auto')
@@ -125,9 +125,9 @@ def _slots_in_use(run_dir, num_slots, collapse):
         return text
     if full > 0.05:
         more = num_slots + max(4, num_slots // 2)
-        return f'{text}; {100 * full:.0f} % use nearly all, so more may be there: try --num_slots {more} in another save_dir'
+        return f'{text}; {100 * full:.0f} % use nearly all, and more may find more: try --num_slots {more} elsewhere'
     if most <= num_slots // 2:
-        return f'{text}; fewer may do: try --num_slots {max(2, most + 2)} in another save_dir'
+        return f'{text}; fewer may do: try --num_slots {max(2, most + 2)} elsewhere'
     return text
 
 

@@ -37,8 +37,8 @@ class SegmentCommand:
     num_slots: int | None = None  # slots per image; None is the run's own, and 11 for spectral
     refine: bool = True  # follow the edges of the image and split slots into connected segments
     min_pixels: int | None = None  # of the smallest segment; None is 64 in an image of 256 x 256, scaled with area
-    # of a picture to the input: stretch, letterbox (keeps its shape) or crop (its middle square; the rest is background);
-    # empty: as the run was trained, and stretch for spectral
+    # of a picture to the input: stretch, letterbox (keeps its shape) or crop (its middle square; the rest is
+    # background); empty: as the run was trained, and stretch for spectral
     resize: str = ''
     work_size: int = 512  # masks are refined on a copy of at most so many pixels a side, then enlarged
     soft: bool = False  # also write soft masks and slots: soft/*.safetensors

@@ -17,7 +17,7 @@ from .identity import check_same_run, read_about
 def extend(
     config: TrainConfig,  # of a finished run, with a larger `num_epochs`
 ) -> TrainConfig:  # to be passed to `fit`; the run's config.json has it
-    "Let a finished run go on: a new cosine from its last state to `num_epochs`. Of several rounds the last one goes on."
+    "Let a finished run go on to `num_epochs` with a new cosine. `SlotnbError` if it is not finished or not this run."
     path = config.run_dir / 'config.json'
     if not path.exists():
         raise SlotnbError(f'{config.run_dir} holds no run to extend; train it first, without extend')
