@@ -22,7 +22,7 @@ from slotnb.data import Dataset, Entry
 from slotnb.evaluate import predict
 from slotnb.features import extract
 from slotnb.formats.detect import open_dataset
-from slotnb.metrics import evaluate_labels, hard_masks
+from slotnb.metrics import evaluate_labels, evaluate_masks
 from slotnb.model import build
 from slotnb.normalizer import LinearSpace
 from slotnb.plots import overlay, panels
@@ -193,23 +193,26 @@ def true_slot(segmentation, masks, grid):
 
 def score(kind, images, masks, seed, grid):
     "A row for each rule: how often it names a slot, that of the default, the right one; scores after refinement."
-    size, rows = images[0].image.shape[:2], []
+    rows, done, slots = [], {}, {}
+    if images[0].segmentation is not None:  # the same for all rules
+        table = evaluate_masks(images, masks['attn'], 'attn', grid)
+        slots = {f'{m}_attn': float(table[f'{m}_attn'].mean()) for m in SCORES}
     default = [background_slot(m, grid) for m in masks['merged']]
     for rule in RULES:
         named = [background_slot(m, grid, rule='spread' if rule == UNITED else rule) for m in masks['merged']]
-        row = dict(data=kind, rule=rule, seed=seed, images=len(images))
+        row = dict(data=kind, rule=rule, seed=seed, images=len(images)) | slots
         row['named'] = np.mean([k is not None for k in named])
         row['as_spread'] = np.mean([a == b for a, b in zip(named, default)])
         if images[0].segmentation is not None:
             true = [true_slot(s.segmentation, m, grid) for s, m in zip(images, masks['merged'])]
             row['right'] = np.mean([a == b for a, b in zip(named, true)])
-            merged = [unite(m, grid) if rule == UNITED else m for m in masks['merged']]
-            found = dict(attn=[hard_masks(m, size, grid) for m in masks['attn']])
-            found['merged'] = [hard_masks(m, size, grid) for m in merged]
-            found['refined'] = [refined(s.image, m, grid, rule) for s, m in zip(images, masks['merged'])]
-            for source, labels in found.items():
-                table = evaluate_labels(images, labels, source)
-                row |= {f'{m}_{source}': float(table[f'{m}_{source}'].mean()) for m in SCORES}
+            for i, (s, m) in enumerate(zip(images, masks['merged'])):  # rules that name the same slot refine alike
+                key = i, named[i], rule == UNITED
+                if key not in done:
+                    done[key] = evaluate_labels([s], [refined(s.image, m, grid, rule)], 'refined').iloc[0]
+            for m in SCORES:
+                found = [done[i, k, rule == UNITED][f'{m}_refined'] for i, k in enumerate(named)]
+                row[f'{m}_refined'] = float(np.mean(found))
         rows.append(row)
     return rows
 
