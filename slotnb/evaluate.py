@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
+from .backbones import ShiftedBackbone
 from .core import SlotnbError, atomic_path, batches, generator, read_json, write_json
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures
@@ -82,11 +83,13 @@ class Run:
         num_slots: int | None = None,  # None: as in training
         device: str = 'auto',  # where the backbone runs
         weights: str = '',  # file of the backbone's weights; empty: as in training
+        shifts: int = 1,  # 2: masks on a grid of twice the size, see `ShiftedBackbone`; four times the time
         **options,  # refine, min_pixels and work_size of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
         backbone = frozen_backbone(replace(self.config, device=device, weights=weights or self.config.weights))
         check_features(self.record, self.folder, backbone)
+        backbone = backbone if shifts == 1 else ShiftedBackbone(backbone, shifts)
         find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, self.config.seed, num_slots)
         return Segmenter(backbone, find, **options)
 

@@ -19,6 +19,7 @@ from ..baselines import spectral_masks
 from ..core import SlotnbError, generator
 from ..data import Sample
 from ..features import compute_features
+from ..model import fine_attention
 from ..refine import merge_slots
 from .result import Segmentation, check_options, image_labels
 
@@ -61,8 +62,13 @@ class ModelSlots:
         feats: Tensor,  # (n d) of one image, as the backbone returns them
     ) -> FoundSlots:
         x = self.normalizer(feats[None] * self.scale)
-        out = self.model(x, self.model.init.draw(1, generator(self.seed, 'evaluation')))
-        return FoundSlots(merge_slots(out.attn[0], x[0], self.grid), out.slots[0])
+        noise = self.model.init.draw(1, generator(self.seed, 'evaluation'))
+        factor = self.grid[0] // self.model.grid[0]  # above 1 if the backbone is a `ShiftedBackbone`
+        if factor == 1:
+            out = self.model(x, noise)
+            return FoundSlots(merge_slots(out.attn[0], x[0], self.grid), out.slots[0])
+        attn, slots = fine_attention(self.model, x, factor, noise)
+        return FoundSlots(merge_slots(attn[0], x[0], self.grid), slots[0])
 
 
 class ClusterSlots:
