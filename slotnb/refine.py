@@ -68,7 +68,7 @@ def watershed_edges(
     width: int = 4,  # pixels on both sides of a boundary that are decided anew; half a patch
     sigma: float = 0.7,  # of the Gaussian that the image is smoothed with, in pixels
 ) -> np.ndarray:  # (h w) ints, the same labels
-    "Move boundaries to the strongest edges of color (Lab) nearby. Parts that are nowhere thicker than 2 pixels are lost."
+    "Move boundaries to the strongest edges of color (Lab) nearby. Parts that are nowhere 3 pixels thick are lost."
     from skimage.color import rgb2lab  # only here, so that commands start without it
     from skimage.measure import label
     from skimage.segmentation import find_boundaries, watershed

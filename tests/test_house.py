@@ -29,8 +29,8 @@ ALLOWED = {
     'diagnostics': 'core losses metrics normalizer',
     'train': 'core diagnostics fast.step features losses model parts refine runs.checkpoints runs.config runs.folder '
     'runs.inputs runs.masks',
-    'evaluate': 'core diagnostics features losses metrics model normalizer parts refine runs.checkpoints runs.config '
-    'runs.folder runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
+    'evaluate': 'backbones core diagnostics features losses metrics model normalizer parts refine runs.checkpoints '
+    'runs.config runs.folder runs.inputs runs.shipped formats.detect segment.result segment.segmenter train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.inputs '
     'runs.notebooks',
     # runs: what a run is made of
@@ -70,7 +70,7 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features model refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.config runs.inputs',
