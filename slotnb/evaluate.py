@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
+from .backbones import ShiftedBackbone
 from .core import SlotnbError, atomic_path, batches, generator, read_json, write_json
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures
@@ -88,12 +89,17 @@ class Run:
         device: str = 'auto',  # where the backbone runs
         weights: str = '',  # file of the backbone's weights; empty: as in training
         resize: str = '',  # of an image to the input: stretch, letterbox or crop; empty: as in training
+        shifts: int = 1,  # 2: masks on a grid of twice the size, see `ShiftedBackbone`; four times the time
         **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
         config = replace(self.config, resize=resize or self.config.resize)
         backbone = frozen_backbone(replace(config, device=device, weights=weights or config.weights))
         check_features(self.record, self.folder, backbone)
+        if shifts > 1:
+            if config.resize == 'letterbox':
+                raise SlotnbError('masks on a finer grid (shifts) need resize stretch or crop, not letterbox')
+            backbone = ShiftedBackbone(backbone, shifts)
         find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
         find.set_border(config.resize == 'letterbox')
         return Segmenter(backbone, find, crop=config.resize == 'crop', **options)

@@ -29,9 +29,9 @@ ALLOWED = {
     'diagnostics': 'core geometry losses metrics normalizer',
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks',
-    'evaluate': 'core diagnostics features geometry losses metrics model normalizer parts refine runs.checkpoints '
-    'runs.config runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result segment.segmenter '
-    'train',
+    'evaluate': 'backbones core diagnostics features geometry losses metrics model normalizer parts refine '
+    'runs.checkpoints runs.config runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result '
+    'segment.segmenter train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.identity '
     'runs.inputs runs.notebooks',
     # runs: what a run is made of
@@ -80,7 +80,7 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features geometry refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features geometry model refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',

@@ -7,14 +7,21 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 from conftest import DATA
-from slotnb.backbones import ViTBackbone
+from slotnb.backbones import ShiftedBackbone, ViTBackbone
 from slotnb.cli import main
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
 from slotnb.evaluate import evaluate, load_run
-from slotnb.model import SlotAutoencoder
+from slotnb.model import SlotAutoencoder, fine_attention
 from slotnb.normalizer import LinearSpace, segment_scatter
-from slotnb.refine import BACKGROUND_RULES, background_slot, merge_slots, segment_labels
+from slotnb.refine import (
+    BACKGROUND_RULES,
+    background_slot,
+    merge_slots,
+    refine_masks,
+    segment_labels,
+    watershed_edges,
+)
 from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.segment.result import image_labels
 from slotnb.slot_attention import FarthestInit
@@ -40,6 +47,11 @@ def test_every_backbone_runs_the_recipe(tmp_path, few_scenes, backbone):
     assert loaded.normalizer.out_dim == 32 and loaded.model.decoder.linear.out_features == 32
     for r in (1, 2):
         assert load_run(run_dir / f'round{r}' / run_dir.name).config.rounds == r
+    image = KubricFolders(DATA, 'test')[0].image
+    fine, plain = (loaded.segment(image, shifts=n, device='cpu') for n in (2, 1))
+    assert fine.masks.shape[1:] == (16, 16) and plain.masks.shape[1:] == (8, 8)
+    torch.testing.assert_close(fine.masks.sum(0), torch.ones(16, 16))
+    assert fine.labels.shape == plain.labels.shape == image.shape[:2]
 
 
 def test_layers_together_are_those_of_one_by_one():
@@ -205,3 +217,49 @@ def test_presets_and_layers_on_the_command_line(tmp_path, few_scenes, capsys):
     changed = dict(num_slots=4, layer='-1,-4', resolution='112', num_epochs=1, warmup_epochs=0)
     assert {k: settings[k] for k in PRESETS['version_0_1'] | changed} == PRESETS['version_0_1'] | changed
     assert 'merged masks' in capsys.readouterr().out
+
+
+def test_tokens_of_moved_images_interleave():
+    net = ViTBackbone('dinov2_vits14', 'random', resolution=(56, 70), grid_size='native', device='cpu')
+    fine = ShiftedBackbone(net)
+    image = torch.rand(1, 3, 56, 70, generator=torch.Generator().manual_seed(0))
+    assert fine.grid == (8, 10) and fine.record['shifts'] == 2 and 'shifts' not in net.record
+    tokens, padded = fine(image).unflatten(1, (8, 10)), F.pad(net.preprocess(image), (7, 7, 7, 7), mode='reflect')
+    for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):  # moved by -4 and +3 pixels: half a patch of 14 apart
+        moved = net.tokens(padded[..., 3 + 7 * y : 59 + 7 * y, 3 + 7 * x : 73 + 7 * x])
+        torch.testing.assert_close(tokens[:, y::2, x::2].flatten(1, 2), moved)
+    with pytest.raises(SlotnbError, match='cannot be shifted'):
+        ShiftedBackbone(ViTBackbone('dinov2_vits14', 'random', resolution=56, grid_size=16, device='cpu'))
+    with pytest.raises(SlotnbError, match='at least 1'):
+        ShiftedBackbone(net, 0)
+
+
+@pytest.mark.parametrize('projection', ['position', 'linear'])
+def test_fine_masks_follow_the_slots_of_the_mean_tokens(projection):
+    torch.manual_seed(0)
+    model = SlotAutoencoder(6, (4, 6), 4, 16, slot_init='farthest', decoder='linear', projection=projection).eval()
+    tokens = torch.randn(2, 8 * 12, 6)
+    masks, slots = fine_attention(model, tokens)
+    coarse = tokens.reshape(2, 4, 2, 6, 2, 6).mean((2, 4)).flatten(1, 2)
+    torch.testing.assert_close(slots, model(coarse).slots)
+    torch.testing.assert_close(masks.sum(1), torch.ones(2, 96))
+    same, _ = fine_attention(model, coarse, factor=1)
+    torch.testing.assert_close(same, model(coarse).attn)
+    with pytest.raises(SlotnbError, match='feats has shape'):
+        fine_attention(model, coarse)
+
+
+def test_a_watershed_finds_the_edge_and_is_off_by_default():
+    image = np.full((64, 64, 3), 90, np.uint8)
+    image[20:44, 20:44] = (200, 60, 60)
+    true = (image[..., 0] == 200).astype(int)
+    loose = np.zeros((64, 64), int)
+    loose[18:45, 22:46] = 1
+    better = watershed_edges(image, loose)
+    assert (better != true).sum() < (loose != true).sum() / 4
+    halves = np.zeros((64, 64), int)
+    halves[:, 32:] = 2
+    assert set(np.unique(watershed_edges(image, halves))) == {0, 2}  # labels keep their numbers
+    masks = torch.rand(3, 64, generator=torch.Generator().manual_seed(0))
+    assert np.array_equal(refine_masks(image, masks), refine_masks(image, masks, watershed=0))
+    assert not np.array_equal(refine_masks(image, masks), refine_masks(image, masks, watershed=4))

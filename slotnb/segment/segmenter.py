@@ -20,6 +20,7 @@ from ..core import SlotnbError, generator
 from ..data import Sample
 from ..features import compute_features
 from ..geometry import frame_of, inside, middle_square
+from ..model import fine_attention
 from ..refine import merge_slots
 from .result import Segmentation, check_options, image_labels
 
@@ -71,8 +72,12 @@ class ModelSlots:
         feats: Tensor,  # (n d) of one image, as the backbone returns them
     ) -> FoundSlots:
         x = self.normalizer(feats[None] * self.scale)
-        out = self.model(x, self.model.init.draw(1, generator(self.seed, 'evaluation')))
-        frame = frame_of(feats, self.grid)
+        noise = self.model.init.draw(1, generator(self.seed, 'evaluation'))
+        factor = self.grid[0] // self.model.grid[0]  # above 1 if the backbone is a `ShiftedBackbone`
+        if factor > 1:
+            attn, slots = fine_attention(self.model, x, factor, noise)
+            return FoundSlots(merge_slots(attn[0], x[0], self.grid), slots[0])
+        out, frame = self.model(x, noise), frame_of(feats, self.grid)
         masks = merge_slots(frame.cut(out.attn[0]), frame.cut(x[0], -2), frame.size)
         return FoundSlots(frame.put(masks), out.slots[0])
 
