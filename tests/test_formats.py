@@ -87,9 +87,12 @@ def test_videos(tmp_path):
 def test_records_are_handed_on(tmp_path, monkeypatch):
     "The reader itself has tests of its own; here it is only asked with what."
     asked = []
-    monkeypatch.setitem(
-        sys.modules, 'slotnb.formats.movi', types.SimpleNamespace(MoviRecords=lambda *a, **k: asked.append((a, k)))
-    )
+
+    def records(*a, **k):
+        asked.append((a, k))
+        return types.SimpleNamespace(entries=[])
+
+    monkeypatch.setitem(sys.modules, 'slotnb.formats.movi', types.SimpleNamespace(MoviRecords=records))
     (tmp_path / 'movi_a/256x256/1.0.0').mkdir(parents=True)
     (tmp_path / 'movi_a/256x256/1.0.0/dataset_info.json').write_text('{}')
     paths = ['gs://kubric-public/tfds/movi_a/256x256/1.0.0', tmp_path / 'movi_a/256x256/1.0.0', tmp_path / 'movi_a']
