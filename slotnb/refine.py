@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 from scipy import ndimage
-from .core import SlotnbError
+from .core import SlotnbError, need_extra
 
 # %% ../nbs/10_refine.ipynb #cell-7
 def guided_filter(
@@ -69,19 +69,19 @@ def watershed_edges(
     sigma: float = 0.7,  # of the Gaussian that the image is smoothed with, in pixels
 ) -> np.ndarray:  # (h w) ints, the same labels
     "Move boundaries to the strongest edges of color (Lab) nearby. Parts that are nowhere 3 pixels thick are lost."
-    from skimage.color import rgb2lab  # only here, so that commands start without it
-    from skimage.measure import label
-    from skimage.segmentation import find_boundaries, watershed
-
-    depth = ndimage.distance_transform_edt(~find_boundaries(labels))
-    parts = label(labels, background=-1, connectivity=1)
+    color, measure, segmentation = (
+        need_extra(f'skimage.{part}', 'watershed', 'watershed_edges needs')
+        for part in ('color', 'measure', 'segmentation')
+    )
+    depth = ndimage.distance_transform_edt(~segmentation.find_boundaries(labels))
+    parts = measure.label(labels, background=-1, connectivity=1)
     deepest = np.asarray(ndimage.maximum(depth, parts, np.arange(parts.max() + 1)))
     core = depth > np.minimum(width, 0.6 * deepest)[parts]  # of a part that is thinner than the band, its middle
     if not core.any():
         return labels
-    lab = ndimage.gaussian_filter(rgb2lab(image), (sigma, sigma, 0))
+    lab = ndimage.gaussian_filter(color.rgb2lab(image), (sigma, sigma, 0))
     gradient = np.sqrt(sum(ndimage.sobel(lab, axis)[..., c] ** 2 for axis in (0, 1) for c in range(3)))
-    return watershed(gradient, np.where(core, labels + 1, 0)) - 1
+    return segmentation.watershed(gradient, np.where(core, labels + 1, 0)) - 1
 
 # %% ../nbs/10_refine.ipynb #c0efe3d9
 BACKGROUND_RULES = ('spread', 'border', 'largest', 'agreement', 'none')

@@ -1,8 +1,8 @@
 """Masks beyond the patch grid: shifted copies, a watershed, patch colors, and where the rest of the score is lost.
 
 `python reports/objects/finer.py` trains the default recipe, once as it is and once with the colors of the patches,
-three seeds each, and scores both on the 40 validation scenes of `ablation.py`; it writes finer.csv, finer_causes.csv and
-finer_masks.png beside this file. Finished runs are kept. `python reports/objects/finer.py test` scores the chosen
+three seeds each, and scores both on the 40 validation scenes of `ablation.py`. It writes finer.csv, finer_causes.csv
+and finer_masks.png beside this file; finished runs are kept. `python reports/objects/finer.py test` scores the chosen
 setting on the test scenes and writes finer_test.csv.
 """
 
