@@ -97,6 +97,7 @@ def test_continues_after_a_failed_run(tmp_path, few_scenes):
 def test_a_child_ends_with_its_parent(tmp_path, works, code):
     "The pipe to it ends when the sweep is killed; a child that has done its work ends as usual."
     (tmp_path / 'papermill').mkdir()
+    (tmp_path / 'papermill/__init__.py').touch()
     (tmp_path / 'papermill/cli.py').write_text(f'import time\n\n\ndef papermill():\n    {works}\n')
     child = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, env=dict(PYTHONPATH=str(tmp_path)))
     if code:
