@@ -25,10 +25,10 @@ from .model import SlotAutoencoder, build
 from .parts import make_part
 from .refine import segment_labels
 from .runs.checkpoints import checkpoint_path, load_into, load_tensors
-from .runs.config import TrainConfig
+from .runs.config import TrainConfig, check_memory
 from .runs.folder import RunState
 from .runs.identity import check_same_run, same_threads
-from .runs.inputs import RunData, check_memory, fit_normalizer, load_if_fits, prepare
+from .runs.inputs import RunData, fit_normalizer, load_if_fits, prepare
 from .runs.masks import NUM_TRACKED
 
 # %% ../nbs/13_train.ipynb #cfa554fb

@@ -2,12 +2,18 @@
 
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
 import pandas as pd
+import pytest
 from conftest import DATA, ROOT
+from slotnb.core import write_json
 from slotnb.report import build_report, load_runs
+from slotnb.runs.config import TrainConfig
+from slotnb.runs.notebooks import _CHILD, start_run
 from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
 SMALL = dict(layer='-1', resolution='spec', grid_size='spec', data_dir=str(DATA), slot_dim=32, hidden_dim=32)
@@ -85,6 +91,28 @@ def test_continues_after_a_failed_run(tmp_path, few_scenes):
     assert list(failed) == [str(bad.run_dir)] and "'nowhere' does not exist" in failed[str(bad.run_dir)]
     assert (good.run_dir / 'result.json').exists() and (good.run_dir / 'run.ipynb').exists()
     assert json.loads((bad.run_dir / 'failed.json').read_text())['exit_code'] != 0
+
+
+@pytest.mark.parametrize('works, code', [('time.sleep(60)', 1), ('print()', 0)])
+def test_a_child_ends_with_its_parent(tmp_path, works, code):
+    "The pipe to it ends when the sweep is killed; a child that has done its work ends as usual."
+    (tmp_path / 'papermill').mkdir()
+    (tmp_path / 'papermill/__init__.py').touch()
+    (tmp_path / 'papermill/cli.py').write_text(f'import time\n\n\ndef papermill():\n    {works}\n')
+    child = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, env=dict(PYTHONPATH=str(tmp_path)))
+    if code:
+        child.stdin.close()
+    assert child.wait(50) == code
+
+
+def test_a_started_run_keeps_its_threads(tmp_path, monkeypatch):
+    "The sweep that is started again gives each run more threads, as fewer are left."
+    config, seen = TrainConfig(save_dir=str(tmp_path)), []
+    monkeypatch.setattr(subprocess, 'Popen', lambda *a, env, **kw: seen.append(env['OMP_NUM_THREADS']))
+    start_run(config, NOTEBOOK, threads=3)
+    write_json(config.round_configs[0].run_dir / 'config.json', dict(config={}, backbone={}, threads=2))
+    start_run(config, NOTEBOOK, threads=3)
+    assert seen == ['3', '2']
 
 
 def test_papermill_passes_the_settings(tmp_path, few_scenes):

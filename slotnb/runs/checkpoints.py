@@ -52,12 +52,13 @@ def load_tensors(
     try:
         with safe_open(path, 'pt') as f:
             tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
+        checksum = meta.pop('checksum', None)
+        same = checksum is None or checksum == _checksum(tensors, meta)
     except FileNotFoundError:
         raise SlotnbError(f'checkpoint {path} is missing') from None
-    except (SafetensorError, OSError, ValueError) as e:
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as e:
         raise SlotnbError(f'checkpoint {path} cannot be read ({e})') from None
-    checksum = meta.pop('checksum', None)
-    if checksum is not None and checksum != _checksum(tensors, meta):
+    if not same:
         raise SlotnbError(
             f'checkpoint {path} is damaged or was changed: its checksum does not match; put the original back, or '
             'delete the folder to train anew'

@@ -136,6 +136,8 @@ class RunState:
         try:
             self.masks = MaskHistory(self.folder, data, self.epoch)
         except SlotnbError as e:
+            if not (self.folder / 'epochs.safetensors').is_file():
+                raise
             self._say(f'{e}. Resumed without the masks of earlier epochs, which only the explorer shows')
             (self.folder / 'epochs.safetensors').unlink()
             self.masks = MaskHistory(self.folder, data, self.epoch)

@@ -4,12 +4,11 @@
 
 # %% auto #0
 __all__ = ['IN_MEMORY', 'NOT_OF_DATA', 'RunData', 'frozen_backbone', 'tell_unread', 'open_split', 'prepare', 'make_normalizer',
-           'fit_normalizer', 'check_memory', 'load_if_fits', 'data_key']
+           'fit_normalizer', 'load_if_fits', 'data_key']
 
 # %% ../../nbs/runs/inputs.ipynb #c4cfc59f
 import json
 import math
-import os
 from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
@@ -156,24 +155,6 @@ def fit_normalizer(
     if hasattr(norm, 'fit'):
         norm.fit(data.train) if segments is None else norm.fit(data.train, segments)
     return norm.to(device)
-
-
-def check_memory(
-    config: TrainConfig,
-    shape: tuple[int, int, int],  # (s n d) of the normalized features
-    memory: int | None = None,  # bytes; None: of this machine
-):
-    "Refuse a model that cannot fit. The estimate is low: slot attention's weights with moments, and its masks."
-    slots, width, (_, n, d) = config.num_slots, config.slot_dim, shape
-    weights = 4 * 4 * width * (6 * width + d)
-    masks = 4 * min(config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
-    if memory is None:
-        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else math.inf
-    if weights + masks > memory:
-        raise SlotnbError(
-            f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
-            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}'
-        )
 
 
 IN_MEMORY = 256 * 2**20  # bytes of normalized features that are kept in memory on a CPU
