@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
-from .backbones import ShiftedBackbone
 from .core import SlotnbError, atomic_path, batches, generator, read_json, write_json
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
+from .finer_grid import ShiftedBackbone
 from .features import LazyFeatures
 from .formats.detect import open_dataset
 from .geometry import frame_of, inside_if_any

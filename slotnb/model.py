@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SLOT_ATTENTIONS', 'SLOT_INITS', 'DECODERS', 'PROJECTIONS', 'LearnedTarget', 'identity_', 'ModelOutput',
-           'SlotAutoencoder', 'build', 'fine_attention']
+           'SlotAutoencoder', 'build']
 
 # %% ../nbs/08_model.ipynb #cell-2
 import math
@@ -223,34 +223,3 @@ def build(
         border = getattr(config, 'resize', 'stretch') == 'letterbox'
         parts = {name: getattr(config, name) for name in names.split()}
         return SlotAutoencoder(feat_dim, num_patches, **parts, border=border)
-
-# %% ../nbs/08_model.ipynb #b1cbe289
-def fine_attention(
-    model: SlotAutoencoder,
-    feats: Tensor,  # (b f*f*n d) normalized tokens on a grid that is `factor` times as fine as the model's
-    factor: int = 2,  # `f`
-    noise: Tensor | torch.Generator | None = None,  # as for the model's forward
-) -> tuple[Tensor, Tensor]:  # masks (b k f*f*n), sum to 1 over k, and slots (b k d)
-    "Attention masks on a finer grid than in training. `SlotnbError` for slot attention that is no plain iteration."
-    attention, (h, w), f = model.slot_attention, model.grid, factor
-    if getattr(type(attention), 'forward', None) is not SlotAttention.forward:
-        raise SlotnbError(f"{type(attention).__name__} has no masks on a finer grid; use slot_attention 'standard'")
-    check_shape(feats, f'b {f * f * model.num_patches} d', 'feats')
-    if not isinstance(noise, Tensor):
-        noise = model.init.draw(len(feats), noise)
-    target = model.target(feats)
-    coarse = target.unflatten(1, (h, f, w, f)).mean((2, 4)).flatten(1, 2)
-    inputs = model.project(coarse)
-    slots, x = model.init(noise, inputs, coarse), attention.norm_inputs(inputs)
-    for _ in range(attention.num_iters):
-        before = slots
-        slots, _ = attention.step(slots, x)
-    if isinstance(model.project, PositionProjection):
-        rows, cols = (((torch.arange(f * n, device=feats.device) + 0.5) / f - 0.5) * 2 / (n - 1) - 1 for n in (h, w))
-        y, x = torch.meshgrid(rows, cols, indexing='ij')  # between the centers of the model's patches
-        position = torch.stack([x, y], -1).flatten(0, 1).expand(len(feats), -1, -1)
-        fine = model.project.linear(torch.cat([target, position], -1))
-    else:
-        fine = model.project(target)
-    logits = attention.attend(attention.norm_slots(before), attention.norm_inputs(fine))[1]
-    return logits.softmax(1), slots

@@ -29,7 +29,7 @@ ALLOWED = {
     'diagnostics': 'core geometry losses metrics normalizer',
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks',
-    'evaluate': 'backbones core diagnostics features geometry losses metrics model normalizer parts refine '
+    'evaluate': 'core diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
     'runs.checkpoints runs.config runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result '
     'segment.segmenter train',
     'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.identity '
@@ -80,7 +80,7 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features geometry model refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features finer_grid geometry refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
@@ -106,6 +106,7 @@ ALLOWED = {
     'backbone_specs': 'core',
     'custom_backbone': 'backbone_specs core layouts parts weights',
     'feature_shards': 'core',
+    'finer_grid': 'backbones core model slot_attention',
     'feature_measures': 'baselines core data diagnostics metrics normalizer',
     'feature_card_figure': 'feature_measures plots',
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '

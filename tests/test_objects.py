@@ -7,12 +7,13 @@ import scipy.linalg
 import torch
 import torch.nn.functional as F
 from conftest import DATA
-from slotnb.backbones import ShiftedBackbone, ViTBackbone
+from slotnb.backbones import ViTBackbone
 from slotnb.cli import main
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders
 from slotnb.evaluate import evaluate, load_run
-from slotnb.model import SlotAutoencoder, fine_attention
+from slotnb.finer_grid import ShiftedBackbone, fine_attention
+from slotnb.model import SlotAutoencoder
 from slotnb.normalizer import LinearSpace, segment_scatter
 from slotnb.refine import (
     BACKGROUND_RULES,
@@ -150,7 +151,7 @@ def test_merging_keeps_what_is_different_and_joins_what_is_the_same():
 
 @pytest.fixture
 def close_up():
-    "Two alike objects of one slot at opposite sides of a floor; the floor has the most patches, and those of the border."
+    "Two alike objects of one slot at opposite sides of a floor; the floor has the most patches, of the border too."
     owner = np.zeros((16, 16), int)
     owner[4:12, :3], owner[4:12, 13:], owner[7:9, 7:9] = 1, 1, 2
     return torch.eye(3)[torch.tensor(owner.ravel())].T, owner

@@ -17,13 +17,13 @@ from scipy import ndimage
 from skimage.color import rgb2lab
 from tqdm import tqdm
 from ablation import FOLDER, ROOT, validation_scenes
-from slotnb.backbones import ShiftedBackbone
+from slotnb.finer_grid import ShiftedBackbone, fine_attention
 from slotnb.core import generator
 from slotnb.evaluate import load_run, predict
 from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import contingency, evaluate_scene, hard_masks
-from slotnb.model import build, fine_attention
+from slotnb.model import build
 from slotnb.plots import match_colors, overlay, panels
 from slotnb.refine import merge_slots, refine_masks
 from slotnb.runs.checkpoints import checkpoint_path, load_into, load_tensors

@@ -19,8 +19,8 @@ from ..baselines import spectral_masks
 from ..core import SlotnbError, generator
 from ..data import Sample
 from ..features import compute_features
+from ..finer_grid import fine_attention
 from ..geometry import frame_of, inside, middle_square
-from ..model import fine_attention
 from ..refine import merge_slots
 from .result import Segmentation, check_options, image_labels
 
