@@ -6,7 +6,6 @@
 __all__ = ['BACKBONES', 'PRECISIONS', 'backbone_spec', 'layer_numbers', 'join_layers', 'ViTBackbone', 'resample_grid']
 
 # %% ../nbs/02_backbones.ipynb #cell-2
-import math
 from functools import cached_property
 import torch
 import torch.nn.functional as F
