@@ -17,7 +17,6 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator
-import numpy as np
 import torch
 
 # %% ../nbs/00_core.ipynb #cell-5

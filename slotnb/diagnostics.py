@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
-from .core import SlotnbError, batches, check_shape
+from .core import batches, check_shape
 from .geometry import inside
 from .losses import slot_cosine
 from .metrics import contingency, table_iou

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
 from .core import SlotnbError, cache_dir, default_device, read_json, write_json
+from .evaluate import at_score_size
 from .features import extract
 from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
@@ -102,7 +103,7 @@ def score_floors(
     test = open_split(config, 'test', show_progress)
     if not test.has_ground_truth:
         return pd.DataFrame(columns=['method', 'seed'])
-    scenes = list(test)
+    scenes = [at_score_size(s) for s in test]
     net = frozen_backbone(replace(config, backbone=backbone))
     grid = net.grid
     near = tuple(max(16, s // 16 * 16) for s in net.resolution)

@@ -29,11 +29,11 @@ ALLOWED = {
     'diagnostics': 'core geometry losses metrics normalizer',
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks',
-    'evaluate': 'core diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
+    'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
     'runs.checkpoints runs.config runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result '
     'segment.segmenter train',
-    'sweep': 'backbones baselines core fast.many_models features metrics refine runs.config runs.folder runs.identity '
-    'runs.inputs runs.notebooks',
+    'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.folder '
+    'runs.identity runs.inputs runs.notebooks',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',

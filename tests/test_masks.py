@@ -6,7 +6,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from slotnb.baselines import ground_truth_masks
 from slotnb.core import SlotnbError
 from slotnb.data import Sample
-from slotnb.evaluate import SCORE_SIZE, _at_score_size
+from slotnb.evaluate import SCORE_SIZE, at_score_size
 from slotnb.feature_measures import patch_labels
 from slotnb.formats.convert import convert, describe
 from slotnb.formats.detect import open_dataset
@@ -175,7 +175,7 @@ def test_large_images_are_scored_at_a_stated_size():
     "The image is averaged, the mask keeps its numbers and void; smaller images stay as they are."
     seg = np.kron(np.where(EDGE, VOID, IDS.astype(np.int64)), np.ones((16, 16), np.int64))
     large = Sample('a', 0, None, np.zeros((*seg.shape, 3), np.uint8), seg, [])
-    small = _at_score_size(large)
+    small = at_score_size(large)
     assert small.image.shape == (384, SCORE_SIZE, 3) and small.segmentation.shape == (384, SCORE_SIZE)
     assert (small.segmentation == seg[::2, ::2]).all()
-    assert _at_score_size(small).segmentation is small.segmentation
+    assert at_score_size(small).segmentation is small.segmentation

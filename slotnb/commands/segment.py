@@ -40,6 +40,8 @@ class SegmentCommand:
     # of a picture to the input: stretch, letterbox (keeps its shape) or crop (its middle square; the rest is
     # background); empty: as the run was trained, and stretch for spectral
     resize: str = ''
+    background: Literal['spread', 'border', 'largest', 'agreement', 'none'] = 'spread'  # which slot gets label 0
+    shifts: int = 1  # 2: masks on a grid of twice the size, from moved copies of the picture; four times the time
     work_size: int = 512  # masks are refined on a copy of at most so many pixels a side, then enlarged
     soft: bool = False  # also write soft masks and slots: soft/*.safetensors
     coco: Literal['none', 'rle', 'polygons'] = 'none'  # also write coco.json; rle is exact, polygons have no holes
@@ -79,7 +81,8 @@ def segment(
     files = MaskFiles(c.soft, c.coco)
     segmenter, about = find_segmenter(c)
     settings = {k: getattr(c, k) for k in 'num_slots refine min_pixels work_size'.split()}
-    settings |= dict(resize=c.resize) if c.resize else {}
+    later = dict(resize='', background='spread', shifts=1)  # recorded where they differ: older folders go on
+    settings |= {k: getattr(c, k) for k, v in later.items() if getattr(c, k) != v}
     return write_masks(segmenter, data, Path(c.out).expanduser(), about | settings, files, show_progress=show_progress)
 
 
@@ -87,21 +90,23 @@ def find_segmenter(
     c: SegmentCommand,
 ) -> tuple[Segmenter, dict]:  # and what identifies it, for segment.json
     "The segmenter that `--run` names."
-    options = {k: getattr(c, k) for k in 'refine min_pixels work_size'.split()}
+    options = {k: getattr(c, k) for k in 'refine min_pixels work_size background'.split()}
     if c.run == 'spectral' and not Path('spectral').exists():
+        if c.shifts != 1:
+            raise SlotnbError(f'shifts {c.shifts} needs a trained run; spectral clusters the patches as they are')
         resize = c.resize or 'stretch'
         features = dict(backbone=c.backbone, weights=c.weights or 'auto', device=c.device, resize=resize)
         backbone = frozen_backbone(FeatureSettings(**features))
         segmenter = Segmenter(backbone, ClusterSlots(c.num_slots or 11), crop=resize == 'crop', **options)
         return segmenter, dict(run='spectral', backbone=backbone.record)
     trained = load_run(c.run, c.allow_custom_code)
-    segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, **options)
+    segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, c.shifts, **options)
     return segmenter, dict(run=digest(checkpoint_path(c.run)), backbone=trained.record)
 
 # %% ../../nbs/commands/segment.ipynb #f61824d5
 GROUPS = dict(
     common='path out run num_slots resize device',
-    masks='refine min_pixels work_size',
+    masks='refine min_pixels background shifts work_size',
     output='soft coco',
     data='split max_frames skip_broken',
 )

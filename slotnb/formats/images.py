@@ -6,7 +6,6 @@
 __all__ = ['decode_photograph', 'ImageFolder']
 
 # %% ../../nbs/formats/images.ipynb #cell-2
-from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 import numpy as np

@@ -11,7 +11,6 @@ import logging
 import math
 import sys
 import time
-from pathlib import Path
 from typing import NamedTuple
 import torch
 from torch import nn
@@ -21,7 +20,7 @@ from ..diagnostics import collapse
 from ..model import SlotAutoencoder
 from .checkpoints import checkpoint_path, load_tensors, save_tensors, warm_start
 from .config import TrainConfig
-from .identity import check_same_run, claim
+from .identity import claim
 from .inputs import RunData
 from .masks import MaskHistory, is_kept
 from .owner import Owner
