@@ -233,11 +233,11 @@ def test_save_all_masks_writes_what_the_command_writes(runs, few_scenes, tmp_pat
     assert 'holds masks of other settings' in save.text.value and 'slotnb-error' in save.text.value
     save.folder.value = 'stopped'
     count = save._count
-    monkeypatch.setattr(save, '_count', lambda out: (count(out), save.click()))  # stop at the second image
-    save.click()
-    save.thread.join()
+    with monkeypatch.context() as patch:
+        patch.setattr(save, '_count', lambda out: (count(out), save.click()))  # stop at the second image
+        save.click()
+        save.thread.join()
     assert 'stopped before image 2' in save.text.value and len(list((tmp_path / 'stopped').glob('labels/*.png'))) == 1
-    monkeypatch.undo()
     save.click()
     save.thread.join()
     assert 'stopped: 2 images' in save.text.value
