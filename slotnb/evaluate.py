@@ -35,6 +35,7 @@ from .runs.checkpoints import SHIPPED, checkpoint_path, load_into, load_tensors,
 from .runs.config import TrainConfig
 from .runs.identity import check_same_run, read_about, run_key, same_threads
 from .runs.inputs import RunData, frozen_backbone, make_normalizer, prepare
+from .runs.owner import Owner
 from .runs.shipped import check_features
 from .runs.state import read_metrics, seconds_per_epoch
 from .segment.result import Segmentation, shrink
@@ -94,7 +95,8 @@ class Run:
         **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
-        config = replace(self.config, resize=resize or self.config.resize)
+        settings = {} if resize in ('', self.config.resize) else dict(resize=resize, engine='torch', loss='slots')
+        config = replace(self.config, **settings)  # what trains plays no part here
         backbone = frozen_backbone(replace(config, device=device, weights=weights or config.weights))
         check_features(self.record, self.folder, backbone)
         if shifts != 1:
@@ -220,14 +222,14 @@ def evaluate(
     refine: bool = True,  # also score refined masks
 ) -> dict:  # also written to result.json; test_scenes.csv has one row per scene
     "Score the best checkpoint on the test scenes, at `SCORE_SIZE` and without void pixels: all masks of the model."
-    with same_threads(run_dir):
-        return _evaluate(Path(run_dir), show_progress, batch_size, data, trust, refine)
+    run, run_dir = load_run(run_dir, trust), Path(run_dir)
+    with Owner(run_dir), same_threads(run_dir):  # another process would delete files that are half written
+        return _evaluate(run, run_dir, show_progress, batch_size, data, refine)
 
 
 @torch.no_grad()
-def _evaluate(run_dir, show_progress, batch_size, data, trust, refine):
+def _evaluate(run, run_dir, show_progress, batch_size, data, refine):
     "What `evaluate` does, with the number of threads that the run began with."
-    run = load_run(run_dir, trust)
     data, grid = data or prepare(run.config, show_progress), tuple(run.record['grid'])
     check_same_run(run_dir / 'config.json', data=data.digests)
     metrics, seconds = read_metrics(run_dir), seconds_per_epoch(run_dir)
@@ -258,7 +260,8 @@ def _evaluate(run_dir, show_progress, batch_size, data, trust, refine):
             bar.update(len(x))
     by_scene, usage = pd.concat(tables), means(errors) | means(rows)
     if notes['scaled']:
-        tqdm.write(f'{run_dir}: {notes["scaled"]} of {len(test)} test images are scored at {SCORE_SIZE} pixels a side')
+        size = f'{SCORE_SIZE} pixels along the longer side'
+        tqdm.write(f'{run_dir}: {notes["scaled"]} of {len(test)} test images are scored at {size}')
     if notes['void']:
         tqdm.write(f'{run_dir}: {notes["void"]} of {len(test)} test masks have void pixels, which are in no score')
     with atomic_path(run_dir / 'test_scenes.csv') as tmp:

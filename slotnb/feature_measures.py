@@ -62,7 +62,7 @@ def patch_labels(
     segmentation: np.ndarray,  # (H W) ints, 0 = background, -1 = void
     grid: tuple[int, int],  # (h, w) patches, of any size
 ) -> np.ndarray:  # (h*w) ints
-    "The segment with the largest area in each patch."
+    "The segment with the largest area in each patch; a patch that is void throughout counts as background."
     one_hot = torch.nn.functional.one_hot(torch.as_tensor(segmentation) + 1)[..., 1:].permute(2, 0, 1).float()
     return torch.nn.functional.adaptive_avg_pool2d(one_hot, grid).argmax(0).flatten().numpy()
 

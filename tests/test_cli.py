@@ -15,6 +15,8 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.formats.detect import open_dataset
 from slotnb.runs.config import TrainConfig
 from slotnb.runs.folder import RunState
+from slotnb.runs.inputs import frozen_backbone
+from slotnb.runs.shipped import pack
 from slotnb.train import lr_at
 
 MOVI = str(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0')
@@ -243,6 +245,12 @@ def test_a_finished_run_goes_on(tmp_path, few_scenes, capsys, monkeypatch):
     for more in ([], ['--extend']):  # the same command again has nothing to do
         assert slotnb(capsys, *once, '--num_epochs', 4, *more)[0] == 0
         assert (run_dir / 'metrics.csv').read_text() == after
+    packed = load_run(pack([run_dir], tmp_path / 'model', frozen_backbone(config), 'Eight scenes.'))
+    run = load_run(run_dir)
+    assert packed.epoch == run.epoch and packed.model.state_dict().keys() == run.model.state_dict().keys()
+    (run_dir / 'config.json').write_text('[]')
+    code, _, err = slotnb(capsys, *once, '--num_epochs', 4)
+    assert code == 2 and "is not a run's configuration" in err and len(err.strip().splitlines()) == 1
 
     def stop(self, *_):
         if self.epoch == 3:

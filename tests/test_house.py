@@ -30,8 +30,8 @@ ALLOWED = {
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks',
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
-    'runs.checkpoints runs.config runs.identity runs.inputs runs.shipped runs.state formats.detect segment.result '
-    'segment.segmenter train',
+    'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state formats.detect '
+    'segment.result segment.segmenter train',
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.folder '
     'runs.identity runs.inputs runs.notebooks',
     # runs: what a run is made of

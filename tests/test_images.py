@@ -285,6 +285,20 @@ def test_layouts_of_masks(tmp_path, layout):
             open_dataset(tmp_path, 'train', progress=False)
 
 
+def test_an_image_of_one_object_among_images_of_several(tmp_path):
+    "One file per object is 0 and 255 in all of them, also where there is only one and where others overlap."
+    for name, objects in dict(a=[SEG == 1, SEG == 2], b=[SEG == 1], c=[SEG > 0, SEG == 2]).items():
+        (tmp_path / f'masks/{name}').mkdir(parents=True)
+        Image.fromarray(RGB).save(tmp_path / f'{name}.png')
+        for i, mask in enumerate(objects):
+            Image.fromarray(255 * mask.astype(np.uint8)).save(tmp_path / f'masks/{name}/{i}.png')
+    a, b, c = ImageFolder(tmp_path, progress=False)
+    assert (a.segmentation == SEG).all() and (b.segmentation == (SEG == 1)).all()
+    assert (c.segmentation == np.where(SEG == 2, -1, SEG.astype(int))).all() and [
+        len(s.instances) for s in (a, b, c)
+    ] == [2, 1, 1]
+
+
 def test_suffixes_of_images_and_masks(tmp_path):
     "Cityscapes in one folder: both have a suffix, and the masks show by their few colors."
     for i in range(2):

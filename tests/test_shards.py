@@ -229,6 +229,11 @@ def test_splits_by_name_and_by_folder(tmp_path):
     (tmp_path / 'val').mkdir()
     shard(tmp_path / 'val/x.tar', dict(v=whole('v')))
     assert TarShards(tmp_path, 'val', progress=False).scenes == ['v']
+    shard(tmp_path / 'ood-000000.tar', dict(o=whole('o')))  # a name of one's own is known where it is asked for
+    assert TarShards(tmp_path, 'ood', progress=False).scenes == ['o']
+    for split in 'train', 'ood':
+        write(tmp_path / f'kubric/{split}/scene_{split}')
+    assert open_dataset(tmp_path / 'kubric', 'ood').scenes == ['scene_ood']
 
 
 def test_writing_goes_on_and_leaves_no_half_shard(tmp_path):

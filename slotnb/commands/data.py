@@ -137,7 +137,9 @@ FEATURES = dict(
     features='weights layer final_norm facet resolution resize grid_size precision',
     data='max_frames skip_broken',
 )
-RENDER = dict(common='out_dir scenes split metal seed workers', pictures='frames size samples depth normals min_pixels')
+RENDER = dict(
+    common='out_dir scenes split metal seed workers', pictures='frames size samples floor depth normals min_pixels'
+)
 COMMANDS = dict(
     features=(FeaturesConfig, _features, FEATURES),
     data=(DataConfig, _data, {}),

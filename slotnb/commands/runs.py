@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated
 import tyro
 from tqdm import tqdm
-from ..core import SlotnbError, digest, read_json
+from ..core import SlotnbError, digest
 from ..evaluate import evaluate, load_run
 from ..explorer.state import find_runs, find_scenes
 from ..formats.detect import has_no_splits, open_dataset
@@ -85,7 +85,7 @@ def settled(
 ) -> TrainConfig:
     "What a command line means for its folder: `resize auto`, and a run that is to be extended, or was."
     path = c.run_dir / 'config.json'
-    there = read_json(path)['config'] if path.exists() else {}
+    there = read_about(path)['config'] if path.exists() else {}
     given = {f.name: getattr(c, f.name) for f in fields(TrainConfig)}
     if c.resize == 'auto':
         given['resize'] = there.get('resize', 'stretch') if there else _resize_of(c)

@@ -46,6 +46,8 @@ class Replay:
             self.config, self.grid = TrainConfig(**about['config']), tuple(about['backbone']['grid'])
         except (KeyError, TypeError) as e:
             raise SlotnbError(f"{path} is not a run's configuration ({e})") from None
+        if self.config.resize == 'letterbox':
+            raise SlotnbError(f'{self.folder}: the explorer shows no run with resize letterbox; use slotnb segment')
         self.name = name or self.config.backbone
         self.refresh()
 

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from ..core import SlotnbError, generator
 from ..data import Dataset, Sample
-from ..evaluate import Run, load_run
+from ..evaluate import Run, at_score_size, load_run
 from .state import State, find_scenes
 from ..features import compute_features, extract
 from ..geometry import MiddleSquares, crop
@@ -30,7 +30,7 @@ from ..plots import pca_rgb
 from ..refine import merge_slots, refine_masks
 from ..runs.inputs import frozen_backbone, prepare
 from ..runs.shipped import check_features
-from ..segment.result import image_labels, shrink
+from ..segment.result import image_labels
 
 # %% ../../nbs/explorer/viewer.ipynb #viewer-7
 class SceneOutput(NamedTuple):
@@ -90,9 +90,9 @@ class Viewer:
             raise SlotnbError(f'{self.run.folder}: the explorer shows no run with resize letterbox; use slotnb segment')
         self.config, self.grid = self.run.config, tuple(self.run.record['grid'])
         self.name = name or self.config.backbone
-        self.scenes = find_scenes(scenes, self.config)
+        self.dataset = self.scenes = find_scenes(scenes, self.config)  # the images as they are, and as they are shown
         if self.config.resize == 'crop':
-            self.scenes = MiddleSquares(self.scenes)
+            self.scenes = MiddleSquares(self.dataset)
         self.frames = {}  # scene: indices of its frames
         for i, e in enumerate(self.scenes.entries):
             self.frames.setdefault(e.name, []).append(i)
@@ -207,8 +207,7 @@ class Viewer:
     def _output(self, state):
         index, s, m = self.index(state), self.settings(state), self.model
         sample, raw = self.sample(index), self._raw(index) * self.run.scale
-        if sample.segmentation is None:  # nothing is scored at full size
-            sample = sample._replace(image=shrink(sample.image, 512))
+        sample = at_score_size(sample)
         x, noise = self.normalizer(s['normalizer'])(raw[None]), self._noise(index, s['seed'], s['num_slots'])
         if 'temperature' not in self.fixed:
             m.decoder.mask_temperature = s['temperature']

@@ -97,7 +97,7 @@ class SlotExplorer(w.VBox):
         "A run with its scenes, loaded on first use. `SlotnbError` if it imports code and is not trusted."
         name = name or self._name(self.current.run, 0)
         if name not in self.viewers:
-            scenes = next((v.scenes for v in self.viewers.values()), self.scenes)
+            scenes = next((v.dataset for v in self.viewers.values()), self.scenes)
             viewer = Viewer(self.runs[name], scenes, name, trust=self.trust)
             for sample in self.added:
                 viewer.add(sample)
@@ -257,7 +257,7 @@ class SlotExplorer(w.VBox):
         self.page = page
         self.panel.show(now, list(self.runs), run, compare, viewer, replay)
         if viewer:
-            self.panel.save.show(self._save_command(run, viewer), viewer.scenes, self.added)
+            self.panel.save.show(self._save_command(run, viewer), viewer.dataset, self.added)
         large, held_out = 190 if now.view == 'runs' else 256, {f'held-out image {i}': 200 for i in range(1, 9)}
         rows = dict.fromkeys(('scene', 'features', 'A', 'B'), large)
         self.gallery.show(page.pictures, {'': 88, 'attention per iteration': 120} | rows | held_out)

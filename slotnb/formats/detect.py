@@ -64,7 +64,8 @@ def _open(data_dir, split, max_frames, options):
     if not path.is_dir():
         return _open_file(path, split, max_frames, options)
     if _has(path, '*/*/rgba_*.png'):
-        name = choose_split(split, split_folders(path) or [split], path) if split else _only_split(path)
+        known = [split] if split and (path / split).is_dir() else split_folders(path) or [split]
+        name = choose_split(split, known, path) if split else _only_split(path)
         data = KubricFolders(path, name, max_frames, **options)
         data.remarks = split_remark(split, name)
         return data

@@ -81,7 +81,7 @@ def pair_masks(
     images: list[Path],  # below `root`, outside of `masks`
 ) -> tuple[list[Path], dict[Path, list[Path]], dict[str, int]]:  # photographs, the masks of each, what is not read
     "Find the masks of each image. `SlotnbError` for files that look like masks and fit no layout."
-    images, own, unread = _per_scene(images)
+    images, own = _per_scene(images)
     keys = {_key(f, root): f for f in images}
     found, by_word = {f: list(own.get(f, ())) for f in images}, Counter()
     for f in images:
@@ -103,7 +103,7 @@ def pair_masks(
     if several:
         raise SlotnbError(f'{several[0]} and {several[1].name} are masks of one image; keep one of them')
     _refuse_masks(root, images)
-    return images, found, unread | {k: n for k, n in by_word.items() if n}
+    return images, found, {k: n for k, n in by_word.items() if n}
 
 # %% ../../nbs/formats/folders.ipynb #e11abd48
 def _per_scene(images):
@@ -117,7 +117,7 @@ def _per_scene(images):
         if parent.name == 'images' and masks and len(files) == 1:
             own[files[0]] = sorted(by_parent[masks])
             taken.update(by_parent[masks])
-    return [f for f in images if f not in taken], own, {}
+    return [f for f in images if f not in taken], own
 
 
 def _from_folder(root, masks, images, found):

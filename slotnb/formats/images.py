@@ -63,9 +63,9 @@ class ImageFolder(Dataset):
             refuse_merged_splits(root, images)
         images, found, unread = pair_masks(root, masks, images)
         images = listed(single, split, root, images)
-        self._in_folder = masks.is_dir() and (
-            masks.name.lower() in ('mask', 'masks') or 'masks without an image' in unread
-        )
+        below = 'masks without an image' in unread or any(masks in m.parents for f in images for m in found[f])
+        self._in_folder = masks.is_dir() and (masks.name.lower() in ('mask', 'masks') or below)
+        self._per_object = any(len(found[f]) > 1 for f in images)  # one file per object, in images of one object too
         self.has_ground_truth = self._in_folder or any(found[f] for f in images)
         self.unread = unread_files(root, masks) | unread
         if not self.has_ground_truth:
@@ -95,18 +95,18 @@ class ImageFolder(Dataset):
             return Sample(entry.name, 0, path, image, None, [], rotated)
         if not files:
             raise SlotnbError(self._no_mask(path, entry.name))
-        mask = _read_masks(files)
+        mask = self._read_masks(files)
         if rotated:
             mask = turn_mask(mask, image.shape[:2], (path, None), (files[0], None))
         check_size(image, mask, files[0])
-        if is_lone(mask) and self._lone_is_void:
+        if is_lone(mask) and not self._per_object and self._lone_is_void:
             mask = np.where(mask > 0, VOID, mask)
         return Sample(entry.name, 0, path, image, *number_instances(mask), rotated)
 
     def _no_mask(self, path, name):
         where = self._folder / f'{name}.png' if self._in_folder else path.with_name(f'{path.stem}_mask.png')
         return (
-            f"{path} has no mask '{where}'; add it, or rename the folder masks to read all images without ground truth"
+            f"{path} has no mask '{where}'; add it, or move the masks elsewhere to read all images without ground truth"
         )
 
     @cached_property
@@ -118,24 +118,25 @@ class ImageFolder(Dataset):
         for entry in self.entries:
             try:
                 if entry.where[1]:
-                    yield _read_masks(entry.where[1])
+                    yield self._read_masks(entry.where[1])
             except SlotnbError:
                 pass  # reported where it is read
 
-
-def _read_masks(files):
-    "One mask, or one file per object; a pixel of two objects is void."
-    if len(files) == 1:
-        return read_mask(files[0])
-    out = None
-    for i, f in enumerate(files, 1):
-        mask = read_mask(f)
-        if len(number_instances(mask)[1]) > 1:
-            raise SlotnbError(
-                f'{f} holds several objects, and so do other masks of its image; keep one mask, or one per object'
-            )
-        out = np.zeros_like(mask) if out is None else out
-        if out.shape != mask.shape:
-            raise SlotnbError(f'{f} differs in size from {files[0].name}; masks of one image must have the same size')
-        out = np.where(mask > 0, np.where(out == 0, i, VOID), out)
-    return out
+    def _read_masks(self, files):
+        "One mask, or one file per object; a pixel of two objects is void."
+        if not self._per_object:
+            return read_mask(files[0])
+        out = None
+        for i, f in enumerate(files, 1):
+            mask = read_mask(f)
+            if len(number_instances(mask)[1]) > 1:
+                raise SlotnbError(
+                    f'{f} holds several objects, although others hold one each; keep one mask per image or per object'
+                )
+            out = np.zeros_like(mask) if out is None else out
+            if out.shape != mask.shape:
+                raise SlotnbError(
+                    f'{f} differs in size from {files[0].name}; masks of one image must have the same size'
+                )
+            out = np.where(mask > 0, np.where(out == 0, i, VOID), out)
+        return out

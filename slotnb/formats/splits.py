@@ -9,7 +9,7 @@ __all__ = ['split_kind', 'split_folders', 'choose_split', 'split_remark', 'split
 # %% ../../nbs/formats/splits.ipynb #5dc69b95
 import re
 from collections.abc import Iterable
-from glob import glob
+from glob import escape, glob
 from pathlib import Path
 from braceexpand import braceexpand
 from ..core import SlotnbError
@@ -88,7 +88,8 @@ def image_root(
     data_dir = Path(data_dir)
     images = data_dir / 'images'
     if split and images.is_dir() and not split_folders(data_dir) and (names := split_folders(images)):
-        name, masks = choose_split(split, names, images), mask_folder(data_dir)
+        name = split if (images / split).is_dir() else choose_split(split, names, images)
+        masks = mask_folder(data_dir)
         return images / name, masks / name if (masks / name).is_dir() else masks
     if (data_dir / 'JPEGImages').is_dir():
         objects = data_dir / 'SegmentationObject'
@@ -135,10 +136,12 @@ def _by_prefix(folder):
 
 def _in_folder(folder, split):
     "Shards whose names begin with that of the split, or those in the folder of the split."
+    if split and (exact := sorted(folder.glob(f'{escape(split)}[-_.]*.tar'))):
+        return exact
     named, inside = _by_prefix(folder), split_folders(folder)
     if split is None or not (named or inside):
         return sorted(split_root(folder, split).glob('*.tar'))
-    name = choose_split(split, sorted({*named, *inside}), folder)
+    name = split if (folder / split).is_dir() else choose_split(split, sorted({*named, *inside}), folder)
     if name in named:
         return named[name]
     inner = _by_prefix(folder / name)

@@ -37,5 +37,6 @@ def extend(
         )
     config = replace(config, extended=f'{before},{done}'.lstrip(','))
     (config.run_dir / 'result.json').unlink(missing_ok=True)  # of the shorter run
-    write_json(path, about | dict(config=asdict(config), signature=signature(asdict(config))))
+    settings = about['config'] | dict(num_epochs=config.num_epochs, extended=config.extended)
+    write_json(path, about | dict(config=settings, signature=signature(settings)))
     return config

@@ -6,6 +6,7 @@
 __all__ = ['probe_image', 'probe_features', 'check_features', 'pack']
 
 # %% ../../nbs/runs/shipped.ipynb #3ade9789
+from ast import literal_eval
 from pathlib import Path
 import numpy as np
 import torch
@@ -78,9 +79,7 @@ def pack(
     config.pop('signature', None)  # of this machine
     config['config']['save_dir'] = 'checkpoints'
     out.mkdir(parents=True, exist_ok=True)
-    save_tensors(
-        out / 'best_model.safetensors', tensors, **{k: int(v) if k == 'epoch' else float(v) for k, v in meta.items()}
-    )
+    save_tensors(out / 'best_model.safetensors', tensors, **{k: literal_eval(v) for k, v in meta.items()})
     save_tensors(out / 'probe.safetensors', dict(feats=feats))
     write_json(out / 'config.json', config)
     with atomic_path(out / 'card.md') as tmp:

@@ -68,8 +68,9 @@ def killed_after(folder, seconds):
     train(folder, save_every=0.05)
 
 
-start = time.perf_counter()
 assert child(lambda: train('whole')) == 0
+start = time.perf_counter()
+assert child(lambda: train('write0')) == 0  # with all features in the cache, as those that follow
 took = time.perf_counter() - start
 for n in range(1, 40):
     for sign in (1, -1):
@@ -85,7 +86,7 @@ for i in range(int(sys.argv[2])):
     for _ in range(3):  # killed up to three times
         killed += child(lambda: killed_after(f'time{i}', rng.uniform(0, took))) == -signal.SIGKILL
     assert child(lambda: train(f'time{i}')) == 0, i
-assert killed > int(sys.argv[2])
+assert killed > int(sys.argv[2]) // 3
 print('kills:', killed)
 """
 SAME = ('metrics.csv', 'best_model.safetensors', 'epochs.safetensors', 'test_scenes.csv', 'test_masks.safetensors')
