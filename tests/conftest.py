@@ -96,3 +96,16 @@ def browser():
         )
         yield chromium
         chromium.close()
+
+
+def saved_bytes(f):
+    "Bytes of the tensors that wait for the backward pass after `f`."
+    sizes = {}
+
+    def pack(t):
+        sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
+        return t
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
+        f()
+    return sum(sizes.values())

@@ -11,7 +11,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, ROOT
+from conftest import DATA, ROOT, saved_bytes
 from slotnb.decoder import AttentionDecoder, MLPDecoder
 from slotnb.fast.blocks import blocked_mse
 from slotnb.fast.step import fast_losses, fast_step, why_unsupported
@@ -50,23 +50,11 @@ def test_blocks_are_exact(b, k, n, block_rows):
 
 def test_blocks_keep_little():
     "What waits for the backward pass does not grow with slots x patches."
-
-    def kept(f):
-        sizes = {}
-
-        def pack(t):
-            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            f()
-        return sum(sizes.values())
-
     slots, sizes = torch.randn(2, 7, 16, requires_grad=True), {}
     for n in (64, 256):
         decoder, target = MLPDecoder(16, 24, n, 64), torch.randn(2, n, 24)
-        plain = kept(lambda: feature_mse(decoder(slots).recon, target))
-        sizes[n] = plain, kept(lambda: blocked_mse(decoder, slots, target))
+        plain = saved_bytes(lambda: feature_mse(decoder(slots).recon, target))
+        sizes[n] = plain, saved_bytes(lambda: blocked_mse(decoder, slots, target))
     assert sizes[256][0] - sizes[64][0] > 10 * (sizes[256][1] - sizes[64][1])
     assert sizes[256][1] < sizes[256][0] / 4
 

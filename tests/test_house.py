@@ -118,8 +118,8 @@ ALLOWED = {
     'cli': 'commands.flags core',
     # commands
     'commands.flags': '',
-    'commands.segment': 'core data evaluate formats.detect runs.checkpoints runs.config runs.inputs segment.folder '
-    'segment.segmenter',
+    'commands.segment': 'core data evaluate formats.detect refine runs.checkpoints runs.config runs.inputs '
+    'segment.folder segment.segmenter',
     'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts report runs.checkpoints '
     'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '

@@ -16,6 +16,7 @@ from ..core import SlotnbError, digest
 from ..data import Dataset
 from ..evaluate import load_run
 from ..formats.detect import open_dataset
+from ..refine import BACKGROUND_RULES
 from ..runs.checkpoints import checkpoint_path
 from ..runs.config import FeatureSettings
 from ..runs.inputs import frozen_backbone, tell_unread
@@ -40,7 +41,7 @@ class SegmentCommand:
     # of a picture to the input: stretch, letterbox (keeps its shape) or crop (its middle square; the rest is
     # background); empty: as the run was trained, and stretch for spectral
     resize: str = ''
-    background: Literal['spread', 'border', 'largest', 'agreement', 'none'] = 'spread'  # which slot gets label 0
+    background: Literal[BACKGROUND_RULES] = 'spread'  # which slot gets label 0
     shifts: int = 1  # 2: masks on a grid of twice the size, from moved copies of the picture; four times the time
     work_size: int = 512  # masks are refined on a copy of at most so many pixels a side, then enlarged
     soft: bool = False  # also write soft masks and slots: soft/*.safetensors

@@ -89,21 +89,21 @@ def claim(
 
 @contextlib.contextmanager
 def same_threads(
-    *run_dirs: Path,  # of a run and its rounds; those that do not exist yet are passed over
+    *run_dirs: Path,  # as in `threads_of`
 ):
     "Context manager: compute with the number of CPU threads that a run began with."
     before = torch.get_num_threads()
     try:
-        found = [p for d in run_dirs if (p := Path(d) / 'config.json').exists()]
-        torch.set_num_threads(threads_of(found[0].parent) or before if found else before)
+        torch.set_num_threads(threads_of(*run_dirs) or before)
         yield
     finally:
         torch.set_num_threads(before)
 
 
 def threads_of(
-    run_dir: Path,  # holds config.json
-) -> int:  # 0: not recorded
+    *run_dirs: Path,  # of a run and its rounds; those that do not exist yet are passed over
+) -> int:  # 0: not begun, or not recorded
     "Number of CPU threads that a run began with."
-    threads = read_about(run_dir / 'config.json').get('threads')
+    begun = next((p for d in run_dirs if (p := Path(d) / 'config.json').exists()), None)
+    threads = read_about(begun).get('threads') if begun else 0
     return threads if isinstance(threads, int) and 1 <= threads <= 4096 else 0

@@ -48,8 +48,7 @@ def start_run(
     "Start papermill on a run's notebook, in the working directory. The executed copy and the log are in its folder."
     folder = config.run_dir
     Owner(folder, wait=10).release()  # a process of a sweep that was killed is about to end
-    begun = [c.run_dir for c in config.round_configs if (c.run_dir / 'config.json').exists()]
-    threads = begun and threads_of(begun[0]) or threads
+    threads = threads_of(*(c.run_dir for c in config.round_configs)) or threads
     (folder / 'failed.json').unlink(missing_ok=True)
     cmd = [
         sys.executable,

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 import pytest
 import torch
+from conftest import saved_bytes
 from slotnb.core import SlotnbError
 from slotnb.decoder import AttentionDecoder, MLPDecoder
 from slotnb.fast import cpu
@@ -248,22 +249,11 @@ def test_weights_changed_before_the_backward_pass_are_noticed():
 
 
 def test_what_waits_for_the_backward_pass_does_not_grow_with_slots_times_patches():
-    def kept(f):
-        sizes = {}
-
-        def pack(t):
-            sizes[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
-            return t
-
-        with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
-            f()
-        return sum(sizes.values())
-
     sizes = {}
     for n in (64, 256):
         decoder, slots, target = mlp_case(2, 7, n, 64, 64)
         kernel, plain = mlp_losses(target)
-        sizes[n] = kept(lambda: plain(decoder, slots)), kept(lambda: kernel(decoder, slots))
+        sizes[n] = saved_bytes(lambda: plain(decoder, slots)), saved_bytes(lambda: kernel(decoder, slots))
     assert sizes[256][0] - sizes[64][0] > 10 * (sizes[256][1] - sizes[64][1]) and sizes[256][1] < sizes[256][0] / 4
 
 
