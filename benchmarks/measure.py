@@ -72,10 +72,10 @@ def peak_bytes(f, device=torch.device('cpu')):
 def machine():
     "All that a time depends on."
     info = Path('/proc/cpuinfo').read_text() if Path('/proc/cpuinfo').exists() else ''
-    model, flags = re.search(r'model name\s*: (.*)', info), re.search(r'flags\s*: (.*)', info)
+    model, family, flags = (re.search(rf'{key}\s*: (.*)', info) for key in ('model name', 'cpu family', 'flags'))
     wanted = ('avx2', 'fma', 'avx512f', 'avx512_bf16', 'amx_bf16')
     return dict(
-        processor=model[1] if model else platform.machine(),
+        processor=f'{model[1]} family {family[1]}' if model and family else platform.machine(),
         cores=os.cpu_count(),
         instructions=[f for f in wanted if flags and f in flags[1].split()],
         torch_uses=torch.backends.cpu.get_cpu_capability(),

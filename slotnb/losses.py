@@ -20,7 +20,7 @@ def feature_mse(
     "Mean squared error (the reconstruction loss of Seitzer et al. 2023, Equation 2, per feature)."
     if inside is not None:
         recon, target = recon[inside], target[inside]
-    return torch.nn.functional.mse_loss(recon, target)
+    return torch.nn.functional.mse_loss(recon.to(target.dtype), target)  # mixed types take three times as long
 
 # %% ../nbs/07_losses.ipynb #fdb517b0
 def feature_spread(

@@ -48,7 +48,7 @@ def train_step(
     terms = loss(out)
     terms = terms if isinstance(terms, dict) else dict(loss=terms)
     terms['loss'].backward()
-    grad_norm = nn.utils.clip_grad_norm_(model.parameters(), clip_norm)
+    grad_norm = nn.utils.clip_grad_norm_([p for group in opt.param_groups for p in group['params']], clip_norm)
     opt.step()
     return {name: term.detach() for name, term in (terms | dict(grad_norm=grad_norm)).items()}
 
