@@ -8,7 +8,6 @@ __all__ = ['declared_parameters', 'check_parameters', 'plan_runs', 'run_status',
 
 # %% ../nbs/15_sweep.ipynb #cell-2
 import os
-import time
 from dataclasses import asdict, dataclass, fields, replace
 from itertools import product
 from pathlib import Path
@@ -24,10 +23,12 @@ from .features import extract
 from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
 from .runs.config import TrainConfig
+from .runs.executors import Execution, make_executor
 from .runs.inputs import frozen_backbone, open_split, prepare
 from .runs.folder import epochs_done, mark_failed
 from .runs.identity import check_same_run
-from .runs.notebooks import find_notebook, start_run
+from .runs.jobs import Executor, follow
+from .runs.notebooks import find_notebook
 
 # %% ../nbs/15_sweep.ipynb #cell-5
 def declared_parameters(
@@ -131,63 +132,39 @@ def score_floors(
     rows = Parallel(os.cpu_count(), prefer='threads', return_as='generator')(delayed(score)(*job) for job in jobs)
     return pd.DataFrame(tqdm(rows, 'floors', len(jobs), unit='method', disable=not show_progress))
 
-# %% ../nbs/15_sweep.ipynb #cell-15
-def _why(config, code):
-    "Record the last error line of a failed run."
-    lines = [line.strip() for line in (config.run_dir / 'papermill.log').read_text().splitlines() if line.strip()]
-    errors = [line for line in lines if 'Error' in line or 'Interrupt' in line] or lines or [f'exit code {code}']
-    return mark_failed(config, errors[-1], code, 'papermill.log')
-
 # %% ../nbs/15_sweep.ipynb #cell-16
 def run_all(
     plan: list[TrainConfig],
+    executor: Executor,  # of `make_executor`
     notebook: str | Path = 'reports/backbone_run.ipynb',  # what papermill executes
-    workers: int = 0,  # runs at a time; 0 is one per core on a CPU and one on a GPU
     show_progress: bool = True,
 ) -> dict[str, str]:  # run folder: why it failed
     "Run what is not finished. A failure does not stop the other runs."
     for c in plan:
         check_parameters(notebook, asdict(c))
     todo = [c for c in plan if run_status(c) != 'finished']
-    gpu = torch.cuda.is_available() and all(c.device != 'cpu' for c in plan)
-    workers = max(1, min(len(plan), workers or (1 if gpu else os.cpu_count())))
-    threads, live, failed = max(1, os.cpu_count() // workers), {}, {}  # the same when the sweep is started again
     bar = tqdm(
         total=sum(c.num_epochs * len(c.round_configs) for c in plan),
         desc=f'{len(plan)} runs, {len(plan) - len(todo)} finished before',
         unit='epoch',
         disable=not show_progress,
     )
-    try:
-        queue = todo[:]
-        while queue or live:
-            while queue and len(live) < workers:
-                c = queue.pop(0)
-                try:
-                    live[c.run_dir] = c, start_run(c, notebook, threads)
-                except SlotnbError as e:
-                    failed[str(c.run_dir)] = mark_failed(c, str(e), 2, 'papermill.log')
-            time.sleep(0.5)
-            for folder, (c, process) in list(live.items()):
-                if (code := process.poll()) is None:
-                    continue
-                del live[folder]
-                if code or not (folder / 'result.json').exists():
-                    failed[str(folder)] = _why(c, code)
-            bar.n = sum(epochs_done(c) for c in plan)
-            bar.set_postfix_str(', '.join(str(f) for f in live))
-            bar.refresh()
-    finally:  # also when interrupted: running processes are ended, and resume next time
-        for _, process in live.values():
-            process.terminate()
-        for _, process in live.values():
-            process.wait()
-        bar.close()
-    return failed
+
+    def on_wait(live):
+        bar.n = sum(epochs_done(c) for c in plan)
+        bar.set_postfix_str(', '.join(str(c.run_dir) for c in live[:4]) + (' ...' if len(live) > 4 else ''))
+        bar.refresh()
+
+    def on_failure(c, why):
+        mark_failed(c, why, log='papermill.log')
+
+    with bar:
+        failed = follow(executor, todo, notebook, on_failure, on_wait)
+    return {str(c.run_dir): why for c, why in failed.items()}
 
 # %% ../nbs/15_sweep.ipynb #cell-17
 @dataclass(frozen=True)
-class SweepConfig:
+class SweepConfig(Execution):
     "Run the notebook for every backbone, normalizer and seed. Finished runs are skipped, failed runs are reported."
 
     out_dir: str = 'runs'  # each run goes to out_dir/name/backbone
@@ -198,7 +175,6 @@ class SweepConfig:
     num_epochs: int = 45  # of each run, and of each of its rounds
     set: tuple[str, ...] = ()  # any other parameter of the run notebook for all runs, e.g. --set lr=0.001 decoder=mlp
     notebook: str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
-    workers: int = 0  # runs at a time; 0: one per core on a CPU, one on a GPU
     engine: str = 'torch'  # torch, or fast: see train; on a GPU runs of the same shape then train as one program
     data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
 
@@ -236,6 +212,10 @@ def train_together(
     return train_many(todo, show_progress)
 
 
+def _digests(config, show_progress):
+    return prepare(config, show_progress).digests
+
+
 def sweep(
     config: SweepConfig,
     show_progress: bool = True,
@@ -250,11 +230,18 @@ def sweep(
     def plan_of(backbones):
         return plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, **settings)
 
-    plan_of(config.backbone)  # all settings are checked before anything is written
+    planned = plan_of(config.backbone)  # all settings are checked before anything is written
+    gpu = torch.cuda.is_available() and settings.get('device') != 'cpu'
+    with make_executor(config, len(planned), gpu, Path(config.out_dir) / 'slurm') as executor:
+        return _sweep(config, plan_of, executor, show_progress)
+
+
+def _sweep(config, plan_of, executor, show_progress):
+    "What `sweep` does once its settings are checked."
     available, missing, data = [], {}, {}
     for b in config.backbone:
         try:
-            data[b] = prepare(plan_of([b])[0], show_progress).digests
+            data[b] = executor.call(_digests, plan_of([b])[0], show_progress)
             available.append(b)
         except SlotnbError as e:
             if not str(e).startswith('no weights'):
@@ -274,7 +261,8 @@ def sweep(
                 )
     write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
     if not (out / 'floors.csv').exists():
-        score_floors(available[0], plan[0], list(config.seed), show_progress).to_csv(out / 'floors.csv', index=False)
-    failed = train_together(plan, show_progress)
+        floors = executor.call(score_floors, available[0], plan[0], list(config.seed), show_progress)
+        floors.to_csv(out / 'floors.csv', index=False)
+    failed = train_together(plan, show_progress) if config.executor == 'local' else {}
     rest = [c for c in plan if str(c.run_dir) not in failed]
-    return failed | run_all(rest, config.notebook, config.workers, show_progress)
+    return failed | run_all(rest, executor, config.notebook, show_progress)

@@ -32,14 +32,16 @@ ALLOWED = {
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
     'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state formats.detect '
     'segment.result segment.segmenter train',
-    'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.folder '
-    'runs.identity runs.inputs runs.notebooks',
+    'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.executors '
+    'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
     'runs.notebooks': 'core runs.config runs.identity runs.owner',
+    'runs.jobs': 'core runs.config runs.notebooks',
+    'runs.executors': 'core runs.jobs',
     'runs.shipped': 'backbones core features runs.checkpoints',
     'runs.masks': 'core runs.checkpoints runs.inputs',
     'runs.state': 'core runs.checkpoints',

@@ -13,6 +13,7 @@ from conftest import DATA, ROOT
 from slotnb.core import write_json
 from slotnb.report import build_report, load_runs
 from slotnb.runs.config import TrainConfig
+from slotnb.runs.jobs import LocalExecutor
 from slotnb.runs.notebooks import _CHILD, start_run
 from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
@@ -87,7 +88,8 @@ def test_continues_after_a_failed_run(tmp_path, few_scenes):
     settings = SMALL | dict(data_dir=str(few_scenes), batch_size=4, warmup_epochs=1, num_epochs=1)
     good, bad = plan_runs(['dinov2_vits14'], ['none', 'instance'], [0], [], str(tmp_path / 'runs'), **settings)
     bad = replace(bad, data_dir='nowhere')
-    failed = run_all([bad, good], NOTEBOOK, workers=1, show_progress=False)
+    with LocalExecutor(1) as executor:
+        failed = run_all([bad, good], executor, NOTEBOOK, show_progress=False)
     assert list(failed) == [str(bad.run_dir)] and "'nowhere' does not exist" in failed[str(bad.run_dir)]
     assert (good.run_dir / 'result.json').exists() and (good.run_dir / 'run.ipynb').exists()
     assert json.loads((bad.run_dir / 'failed.json').read_text())['exit_code'] != 0
@@ -128,6 +130,7 @@ def test_papermill_passes_the_settings(tmp_path, few_scenes):
         lr=0.5,
         warmup_epochs=0,
     )
-    assert run_all([c], NOTEBOOK, show_progress=False) == {}
+    with LocalExecutor(1) as executor:
+        assert run_all([c], executor, NOTEBOOK, show_progress=False) == {}
     book = json.loads((c.run_dir / 'config.json').read_text())['config']
     assert book['lr'] == 0.5 and book['seed'] == 7 and book['normalizer'] == 'token'

@@ -199,7 +199,10 @@ TRAIN = dict(
     'val_fraction flip train_precision engine',
     hidden='extended',  # written by --extend
 )
-SWEEP = dict(common='data_dir out_dir backbone normalizer seed num_epochs workers')
+SWEEP = dict(
+    common='data_dir out_dir backbone normalizer seed num_epochs',
+    execution='executor workers cpus gpus partition time_limit slurm',
+)
 COMMANDS = dict(
     train=(TrainCommand, _train, TRAIN),
     sweep=(SweepConfig, _sweep, SWEEP),
