@@ -17,7 +17,7 @@ def small_sweep(folder, data, **execution):
         backbone=('dinov2_vits14',),
         normalizer=('instance',),
         seed=SEEDS,
-        num_epochs=40,
+        num_epochs=20,
         set=tuple(f'{k}={v}' for k, v in SMALL.items()),
         notebook=str(ROOT / 'reports/backbone_run.ipynb'),
         data_dir=str(data),

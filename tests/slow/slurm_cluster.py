@@ -92,7 +92,7 @@ class Cluster:
             if ready():
                 return
             time.sleep(0.1)
-        raise TimeoutError(f'{what} did not start; see {self.folder}')
+        raise TimeoutError(f'waited for {what} in vain; see {self.folder}')
 
     def pids_of(self, node):
         "The processes of a node and of its jobs."

@@ -48,7 +48,7 @@ def test_a_node_is_killed(cluster, tmp_path):
     assert sweep(small_sweep(tmp_path / 'slurm', data, executor='slurm'), False) == {}
     assert killed, 'all runs had finished before the node was killed'
     same_runs(tmp_path / 'local', tmp_path / 'slurm')
-    assert not cluster.ask('squeue', '--me', '-h')
+    cluster.wait(lambda: not cluster.ask('squeue', '--me', '-h'), 'the end of the jobs')  # no job is left
     jobs = cluster.next_job()
     assert sweep(small_sweep(tmp_path / 'slurm', data, executor='slurm'), False) == {}
     assert cluster.next_job() == jobs + 2  # one that prepares the data; no finished run is submitted
