@@ -142,13 +142,14 @@ def mask_grid(
     scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
     masks: Sequence[torch.Tensor | np.ndarray],  # (b k n) soft masks, one grid of patches per slot
     hard: Sequence[np.ndarray],  # one (H W) of integers per scene, from `slotnb.metrics.hard_masks`
-    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+    grid: tuple[int, int] | list | None = None,  # (h, w) with h*w = n, or one for each scene in a list; None: a square
     size: float = 1.1,  # inches per panel
 ) -> Figure:
     "One row per scene: image, ground truth if all have one, segments, soft masks in frames of their color."
     rows, frames, scenes = [], [], list(scenes)
+    grids = grid if isinstance(grid, list) else [grid] * len(scenes)
     with_truth = all(s.segmentation is not None for s in scenes)
-    for s, m, h in zip(scenes, masks, hard, strict=True):
+    for s, m, h, grid in zip(scenes, masks, hard, grids, strict=True):
         m = _on_grid(m, grid)
         images, colors = [s.image / 255], np.arange(len(m)) + 1
         if with_truth:

@@ -15,7 +15,7 @@ from slotnb.data import Dataset, Sample
 from slotnb.evaluate import Run
 from slotnb.explorer.controls import Controls, fvu_curve, numbers_table
 from slotnb.explorer.gallery import FileParts, Gallery
-from slotnb.explorer.pages import runs_page, scene_page
+from slotnb.explorer.pages import runs_page, same_place, scene_page
 from slotnb.explorer.replay import Replay, training_page
 from slotnb.explorer.state import State, find_runs
 from slotnb.explorer.viewer import Viewer
@@ -191,8 +191,15 @@ class SlotExplorer(w.VBox):
         self._set(**{k: getattr(State, k) for k in ('source', *Controls.model_settings)})
 
     def _set(self, **changes):
-        self.current = replace(self.current, **changes)
+        before, self.current = self.current, replace(self.current, **changes)
+        if self.current.patch >= 0 and 'patch' not in changes and 'training' not in (before.view, self.current.view):
+            self._run(lambda: self._keep_place(before))
         self.redraw()
+
+    def _keep_place(self, before):
+        "Pictures and runs have grids of their own: select the patch at the same place as before."
+        old, new = (self.viewer(self._name(s.run, 0)).frame(s).size for s in (before, self.current))
+        self.current = replace(self.current, patch=same_place(self.current.patch, old, new))
 
     def _on_message(self, gallery, message, buffers):
         "A click, an arrow key, a part of a file, the first picture is drawn, or a tick of the browser's clock."
@@ -206,7 +213,7 @@ class SlotExplorer(w.VBox):
                 return self.current.view == 'training' and self._run(self._tick)
             if gallery is self.thumbs:
                 return self._set(scene=int(message['key'].split('-')[1]), frame=0)
-            (h, width), p = self.viewer().grid, self.viewer().patch(self.current)
+            (h, width), p = self.viewer().frame(self.current).size, self.viewer().patch(self.current)
             x, y = p % width, p // width
             if message['kind'] == 'move':
                 x, y = x + message['dx'], y + message['dy']
