@@ -10,7 +10,7 @@ __all__ = ['RESIZES', 'Frame', 'letterbox', 'inside', 'inside_if_any', 'frame_of
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .core import SlotnbError
+from .core import SlotnbError, check_finite
 from .data import Dataset, Entry, Sample
 
 # %% ../nbs/appendix/geometry.ipynb #67557bf8
@@ -91,7 +91,7 @@ def frame_of(
     own = inside(tokens).view(grid)
     rows, cols = (own.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
     if own.sum() != len(rows) * len(cols) or not rows:
-        raise SlotnbError('features or masks contain NaN because the model has diverged; train with a lower lr')
+        check_finite(tokens, 'features or masks')
     return Frame(tuple(grid), rows[0], cols[0], (len(rows), len(cols)))
 
 # %% ../nbs/appendix/geometry.ipynb #3e68ae98

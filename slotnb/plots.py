@@ -16,6 +16,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
 
@@ -183,9 +184,10 @@ def pca_rgb(
     "The first three principal components, each scaled from its 2nd to its 98th percentile."
     x = torch.as_tensor(feats).detach().double().cpu().numpy()
     x = x - x.mean(0)
-    axes = np.linalg.svd(x, full_matrices=False)[2][:3]
+    d = x.shape[1]
+    axes = eigh(x.T @ x, subset_by_index=[d - 3, d - 1])[1].T[::-1]  # several times faster than an SVD of x
     largest = axes[np.arange(3), np.abs(axes).argmax(1)]
-    axes *= np.sign(largest)[:, None]  # make the sign unique, which an SVD does not determine
+    axes = axes * np.sign(largest)[:, None]  # make the sign unique
     pc = x @ axes.T
     low, high = np.percentile(pc, [2, 98], axis=0)
     return np.moveaxis(_on_grid(np.clip((pc - low) / np.maximum(high - low, 1e-9), 0, 1).T, grid), 0, -1)

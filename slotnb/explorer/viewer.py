@@ -137,7 +137,7 @@ class Viewer:
         if self.config.resize == 'crop':
             sample = crop(sample)
         feats = compute_features(self.backbone, [torch.tensor(sample.image).permute(2, 0, 1)])[0].float()
-        self.added.append((sample, feats.cpu()))
+        self.added.append((at_score_size(sample), feats.cpu()))  # nothing larger is shown
         self.frames[sample.name] = [len(self.scenes) + len(self.added) - 1]
         return len(self.frames) - 1
 
