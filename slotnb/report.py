@@ -36,7 +36,9 @@ def load_runs(
             | dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
         )
     if not rows:
-        raise SlotnbError(f"'{runs_dir}' holds no finished run; create runs with slotnb sweep --out_dir {runs_dir}")
+        raise SlotnbError(
+            f"'{runs_dir}' holds no finished run of a sweep; create runs with slotnb sweep --out_dir {runs_dir}"
+        )
     return pd.DataFrame(rows)
 
 
