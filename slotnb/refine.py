@@ -176,7 +176,7 @@ def refine_masks(
     background: str = 'spread',  # rule of `background_slot`; the slot that it finds is not split and becomes label 0
     watershed: int = 0,  # `width` of `watershed_edges` after the guided filter, in pixels; 0: without
 ) -> np.ndarray:  # (h w) ints, one per segment; from 1 if no slot is the background
-    "Upsample soft masks, align them with edges, and split them into components. Raises `SlotnbError` for a wrong grid or NaN."
+    "Upsample soft masks, align them with edges, split them into components. `SlotnbError` for a wrong grid or NaN."
     masks = torch.as_tensor(masks).float()
     k, n = masks.shape
     h, w = grid or (math.isqrt(n),) * 2
