@@ -176,6 +176,15 @@ def check_shape(
         raise SlotnbError(f'{name} has shape {tuple(x.shape)}, expected ({axes})')
     return tuple(x.shape)
 
+# %% ../nbs/00_core.ipynb #f7d67df9
+def check_finite(
+    x: torch.Tensor,  # of a model, such as masks
+    name: str = 'masks',  # in the error message
+):
+    "Raise `SlotnbError` if a number is NaN or infinite."
+    if not x.isfinite().all():
+        raise SlotnbError(f'{name} contain NaN or infinity because the model has diverged; train with a lower lr')
+
 # %% ../nbs/00_core.ipynb #cell-26
 def batches(
     x: torch.Tensor,  # (s ...), or any object with `shape` for which `x[i:j]` is a tensor

@@ -132,7 +132,9 @@ def load_run(
     path = checkpoint_path(path)
     if not path.exists():
         shipped = ', '.join(sorted(p.name for p in SHIPPED.iterdir()))
-        raise SlotnbError(f"'{path.parent}' is no trained run ({path.name} is missing); shipped models: {shipped}")
+        below = [str(p.parent) for p in sorted(path.parent.glob(f'*/{path.name}'))]  # the folder given as save_dir
+        hint = f'it holds {" and ".join(below[:2])}' if below else f'shipped models: {shipped}'
+        raise SlotnbError(f"'{path.parent}' is no trained run ({path.name} is missing); {hint}")
     tensors, meta = load_tensors(path)
     about = read_about(path.parent / 'config.json')
     try:

@@ -35,7 +35,9 @@ def _draw_scenes(fig, card):
     r, labeled = card.record, card.shown[0].sample.segmentation is not None
     layer = 'class of your own'
     if r['layer'] is not None:
-        layer = f"block {r['layer'] + 1}, {'after' if r['final_norm'] else 'before'} the final norm"
+        layers = r['layer'] if isinstance(r['layer'], list) else [r['layer']]
+        layer = f"block{'s' if len(layers) > 1 else ''} {' and '.join(str(i + 1) for i in layers)}, "
+        layer += f"{'after' if r['final_norm'] else 'before'} the final norm"
     fig.suptitle(
         f"{r['backbone']}, {r['weights']}\n{layer}, {'x'.join(map(str, r['resolution']))} px, "
         f"{card.grid[0]}x{card.grid[1]} patches of {r['dim']} channels",

@@ -10,7 +10,7 @@ __all__ = ['RESIZES', 'Frame', 'letterbox', 'inside', 'inside_if_any', 'frame_of
 from typing import NamedTuple
 import torch
 from torch import Tensor
-from .core import SlotnbError
+from .core import SlotnbError, check_finite
 from .data import Dataset, Entry, Sample
 
 # %% ../nbs/appendix/geometry.ipynb #67557bf8
@@ -84,11 +84,14 @@ def inside_if_any(
 
 
 def frame_of(
-    tokens: Tensor,  # (n d) of one image, NaN in the border
+    tokens: Tensor,  # (n d) of one image, NaN in the border; or its masks, transposed to (n k)
     grid: tuple[int, int],  # (H, W), H*W = n
 ) -> Frame:
-    "The place of a picture, from its tokens."
-    rows, cols = (inside(tokens).view(grid).any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+    "The place of a picture, from its tokens. `SlotnbError` if they are NaN in other places than a border."
+    own = inside(tokens).view(grid)
+    rows, cols = (own.any(axis).nonzero()[:, 0].tolist() for axis in (1, 0))
+    if own.sum() != len(rows) * len(cols) or not rows:
+        check_finite(tokens, 'features or masks')
     return Frame(tuple(grid), rows[0], cols[0], (len(rows), len(cols)))
 
 # %% ../nbs/appendix/geometry.ipynb #3e68ae98

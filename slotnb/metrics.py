@@ -14,7 +14,7 @@ import pandas as pd
 import torch
 from scipy.optimize import linear_sum_assignment
 from torch.nn.functional import interpolate
-from .core import SlotnbError
+from .core import SlotnbError, check_finite
 
 # %% ../nbs/09_metrics.ipynb #cell-10
 def contingency(
@@ -141,8 +141,7 @@ def hard_masks(
     h, w = grid or (math.isqrt(n),) * 2
     if h * w != n:
         raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
-    if not masks.isfinite().all():
-        raise SlotnbError('masks contain NaN or infinity because the model has diverged; train with a lower lr')
+    check_finite(masks)
     large = interpolate(masks.view(1, -1, h, w), size, mode='bilinear', align_corners=False)[0]
     return large.numpy().argmax(0)  # NumPy's argmax is several times faster than PyTorch's along the first axis
 

@@ -42,7 +42,8 @@ class Moments:
     ):
         "Add one batch. Tokens of a border (`slotnb.geometry`), which are NaN, do not count."
         x = feats.reshape(-1, feats.shape[-1])
-        x = x[inside(x)].double().cpu()
+        own = inside(x)
+        x = (x if own.all() else x[own]).double().cpu()
         mean = x.mean(0)
         x = x - mean
         shift, total = mean - self.mean, self.count + len(x)

@@ -16,6 +16,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
 
@@ -142,13 +143,14 @@ def mask_grid(
     scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
     masks: Sequence[torch.Tensor | np.ndarray],  # (b k n) soft masks, one grid of patches per slot
     hard: Sequence[np.ndarray],  # one (H W) of integers per scene, from `slotnb.metrics.hard_masks`
-    grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
+    grid: tuple[int, int] | list | None = None,  # (h, w) with h*w = n, or one for each scene in a list; None: a square
     size: float = 1.1,  # inches per panel
 ) -> Figure:
     "One row per scene: image, ground truth if all have one, segments, soft masks in frames of their color."
     rows, frames, scenes = [], [], list(scenes)
+    grids = grid if isinstance(grid, list) else [grid] * len(scenes)
     with_truth = all(s.segmentation is not None for s in scenes)
-    for s, m, h in zip(scenes, masks, hard, strict=True):
+    for s, m, h, grid in zip(scenes, masks, hard, grids, strict=True):
         m = _on_grid(m, grid)
         images, colors = [s.image / 255], np.arange(len(m)) + 1
         if with_truth:
@@ -182,9 +184,10 @@ def pca_rgb(
     "The first three principal components, each scaled from its 2nd to its 98th percentile."
     x = torch.as_tensor(feats).detach().double().cpu().numpy()
     x = x - x.mean(0)
-    axes = np.linalg.svd(x, full_matrices=False)[2][:3]
+    d = x.shape[1]
+    axes = eigh(x.T @ x, subset_by_index=[d - 3, d - 1])[1].T[::-1]  # several times faster than an SVD of x
     largest = axes[np.arange(3), np.abs(axes).argmax(1)]
-    axes *= np.sign(largest)[:, None]  # make the sign unique, which an SVD does not determine
+    axes = axes * np.sign(largest)[:, None]  # make the sign unique
     pc = x @ axes.T
     low, high = np.percentile(pc, [2, 98], axis=0)
     return np.moveaxis(_on_grid(np.clip((pc - low) / np.maximum(high - low, 1e-9), 0, 1).T, grid), 0, -1)

@@ -11,7 +11,7 @@ import math
 import numpy as np
 import torch
 from scipy import ndimage
-from .core import SlotnbError, need_extra
+from .core import SlotnbError, check_finite, need_extra
 
 # %% ../nbs/10_refine.ipynb #cell-7
 def guided_filter(
@@ -176,12 +176,13 @@ def refine_masks(
     background: str = 'spread',  # rule of `background_slot`; the slot that it finds is not split and becomes label 0
     watershed: int = 0,  # `width` of `watershed_edges` after the guided filter, in pixels; 0: without
 ) -> np.ndarray:  # (h w) ints, one per segment; from 1 if no slot is the background
-    "Upsample soft masks, align them with edges, and split them into components. Raises `SlotnbError` for a wrong grid."
+    "Upsample soft masks, align them with edges, split them into components. `SlotnbError` for a wrong grid or NaN."
     masks = torch.as_tensor(masks).float()
     k, n = masks.shape
     h, w = grid or (math.isqrt(n),) * 2
     if h * w != n:
         raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
+    check_finite(masks)
     whole = background_slot(masks, (h, w), rule=background)
     used = masks.sum(1) > 0  # not merged into another slot
     used[0 if whole is None else whole] = True

@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from .core import SlotnbError, atomic_path, read_json
+from .geometry import frame_of
 from .metrics import hard_masks
 from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
@@ -35,7 +36,9 @@ def load_runs(
             | dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
         )
     if not rows:
-        raise SlotnbError(f"'{runs_dir}' holds no finished run; create runs with slotnb sweep --out_dir {runs_dir}")
+        raise SlotnbError(
+            f"'{runs_dir}' holds no finished run of a sweep; create runs with slotnb sweep --out_dir {runs_dir}"
+        )
     return pd.DataFrame(rows)
 
 
@@ -167,16 +170,12 @@ def plot_scores(
     return _mark(fig, data.label)
 
 # %% ../nbs/appendix/report.ipynb #cell-14
-def _test_masks(run_dir, source):
-    "A run's config.json, its masks of the test scenes (s k n), and their grid (h, w)."
-    book = read_json(Path(run_dir) / 'config.json')
-    if book['config'].get('resize', 'stretch') != 'stretch':
-        raise SlotnbError(f'{run_dir}: reports show runs with resize stretch only; see its masks with slotnb segment')
-    return (
-        book,
-        load_tensors(Path(run_dir) / 'test_masks.safetensors')[0][source].float(),
-        tuple(book['backbone']['grid']),
-    )
+def _test_masks(run_dir, source, ids):
+    "A run's label, its masks of some test scenes, each (k n), and their grids (h, w). A border is left out."
+    book, masks = read_json(Path(run_dir) / 'config.json'), load_tensors(Path(run_dir) / 'test_masks.safetensors')[0]
+    masks = masks[source].float()[ids]
+    frames = [frame_of(m.T, tuple(book['backbone']['grid'])) for m in masks]
+    return _label(book), [f.cut(m) for f, m in zip(frames, masks)], [f.size for f in frames]
 
 # %% ../nbs/appendix/report.ipynb #cell-15
 def plot_masks(
@@ -186,10 +185,10 @@ def plot_masks(
     source: str = 'attn',  # 'attn' or 'masks'
 ) -> plt.Figure:
     "Image, ground truth, segments and the soft mask of every slot, one test scene per row."
-    book, masks, grid = _test_masks(run_dir, source)
-    chosen, masks = [scenes[i] for i in ids], masks[ids]
-    fig = mask_grid(chosen, masks, [hard_masks(m, s.image.shape[:2], grid) for m, s in zip(masks, chosen)], grid)
-    return _mark(fig, [_label(book)])
+    label, masks, grids = _test_masks(run_dir, source, ids)
+    chosen = [scenes[i] for i in ids]
+    hard = [hard_masks(m, s.image.shape[:2], grid) for m, s, grid in zip(masks, chosen, grids)]
+    return _mark(mask_grid(chosen, masks, hard, grids), [label])
 
 # %% ../nbs/appendix/report.ipynb #cell-16
 def _colored(scene, labels):
@@ -207,10 +206,10 @@ def plot_objects(
     cols: int = 6,  # scenes side by side
 ) -> plt.Figure:
     "One test scene per column: image, ground truth (if all have one), merged slots, and the same refined."
-    book, masks, grid = _test_masks(run_dir, 'merged')
+    label, masks, grids = _test_masks(run_dir, 'merged', ids)
     chosen = [scenes[i] for i in ids]
     columns = []
-    for s, m in zip(chosen, masks[ids]):
+    for s, m, grid in zip(chosen, masks, grids):
         truth = [] if any(c.segmentation is None for c in chosen) else [overlay(s.image, s.segmentation)]
         coarse, fine = hard_masks(m, s.image.shape[:2], grid), refine_masks(s.image, m, grid=grid)
         columns.append([s.image, *truth, _colored(s, coarse), _colored(s, fine)])
@@ -220,7 +219,7 @@ def plot_objects(
         columns[start + j][i] for start in range(0, len(ids), cols) for i in range(len(columns[0])) for j in range(cols)
     ]
     labels = ('image', 'ground truth', 'slots, merged', 'refined') if truth else ('image', 'slots, merged', 'refined')
-    return _mark(panels(rows, cols=cols, rows=labels), [_label(book)])
+    return _mark(panels(rows, cols=cols, rows=labels), [label])
 
 
 def plot_rounds(
@@ -232,11 +231,11 @@ def plot_rounds(
     earlier = sorted(p.parent for p in Path(run_dir).glob('round*/*/test_masks.safetensors'))
     chosen, rows = [scenes[i] for i in ids], []
     for folder in [*earlier, Path(run_dir)]:
-        book, masks, grid = _test_masks(folder, 'merged')
-        rows += [_colored(s, hard_masks(m, s.image.shape[:2], grid)) for s, m in zip(chosen, masks[ids])]
+        label, masks, grids = _test_masks(folder, 'merged', ids)
+        rows += [_colored(s, hard_masks(m, s.image.shape[:2], g)) for s, m, g in zip(chosen, masks, grids)]
     truth = [overlay(s.image, s.segmentation) for s in chosen if s.segmentation is not None]
     labels = ['image'] + ['ground truth'] * bool(truth) + [f'round {i + 1}' for i in range(len(rows) // len(ids))]
-    return _mark(panels([s.image for s in chosen] + truth + rows, cols=len(ids), rows=labels), [_label(book)])
+    return _mark(panels([s.image for s in chosen] + truth + rows, cols=len(ids), rows=labels), [label])
 
 # %% ../nbs/appendix/report.ipynb #bcb94d3c
 def plot_materials(

@@ -23,6 +23,7 @@ from tqdm import tqdm
 from .core import SlotnbError, default_device, read_json, write_json
 from .evaluate import at_score_size, evaluate, load_run, outputs
 from .features import LazyFeatures
+from .geometry import frame_of
 from .metrics import evaluate_masks
 from .runs.config import TrainConfig
 from .runs.folder import epochs_done, mark_failed, why_failed
@@ -130,8 +131,6 @@ def plan_study(
             TrainConfig(**(base | a.settings), seed=s, save_dir=str(Path(runs_dir) / f'{a.name}-seed{s}'))
             for s in seeds
         ]
-        if any(c.resize == 'letterbox' for c in configs):
-            raise SlotnbError(f"arm '{a.name}': a study scores no run with resize letterbox; use stretch or crop")
         plan[a.name] = (
             [replace(c, warm_start=str(start.run_dir)) for c, start in zip(configs, plan[a.needs])]
             if a.needs
@@ -160,7 +159,11 @@ def score_run(
     if scenes.has_ground_truth:
         feats = LazyFeatures(data.train_and_val, run.normalizer)
         attn = torch.cat([out.attn for out in outputs(run.model, feats, run.config.seed)])
-        table = evaluate_masks(map(at_score_size, scenes), attn, 'train', tuple(run.record['grid']))
+        tables, grid = [], tuple(run.record['grid'])
+        for s, m in zip(scenes, attn):
+            frame = frame_of(m.T, grid)  # the border of a letterbox is left out
+            tables.append(evaluate_masks([at_score_size(s)], [frame.cut(m)], 'train', frame.size))
+        table = pd.concat(tables)
         scores = table.drop(columns=['frame']).mean(numeric_only=True).dropna().to_dict()
     write_json(run_dir / 'study.json', scores)
     return run_dir / 'study.json'

@@ -20,7 +20,8 @@ from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_m
 from .core import SlotnbError, cache_dir, default_device, read_json, write_json
 from .evaluate import at_score_size
 from .features import extract
-from .metrics import evaluate_labels, evaluate_masks
+from .geometry import frame_of
+from .metrics import evaluate_labels, hard_masks
 from .refine import refine_masks
 from .runs.config import TrainConfig
 from .runs.executors import Execution, make_executor
@@ -108,24 +109,31 @@ def score_floors(
     net = frozen_backbone(replace(config, backbone=backbone))
     grid = net.grid
     near = tuple(max(16, s // 16 * 16) for s in net.resolution)
-    random = ViTBackbone('dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device)
+    random = ViTBackbone(
+        'dino_vits16', 'random', resolution=near, grid_size=grid, device=config.device, resize=net.resize
+    )
     feats = {
-        name: extract(n, test, show_progress=show_progress).feats
+        name: extract(n, test, show_progress=show_progress)
         for name, n in ((backbone, net), ('RANDOM WEIGHTS dino_vits16', random))
     }
+    frames = {name: [frame_of(x, grid) for x in own] for name, own in feats.items()}  # a border is in no method
+    tokens = {name: lambda n=name: (f.cut(x, -2) for f, x in zip(frames[n], feats[n])) for name in feats}
     k = config.num_slots
     ways = {
-        '12 fixed blocks': lambda s: [block_masks(grid)] * len(scenes),
-        'ground truth on the grid': lambda s: [ground_truth_masks(x.segmentation, grid) for x in scenes],
-        f'spectral clustering on {backbone}': lambda s: [spectral_masks(f, k, s) for f in feats[backbone]],
-        **{f'k-means on {n}': lambda s, x=x: [kmeans_masks(f, k, s) for f in x] for n, x in feats.items()},
+        '12 fixed blocks': lambda s: [block_masks(f.size, *map(min, (3, 4), f.size)) for f in frames[backbone]],
+        'ground truth on the grid': lambda s: [
+            ground_truth_masks(x.segmentation, f.size) for x, f in zip(scenes, frames[backbone])
+        ],
+        f'spectral clustering on {backbone}': lambda s: [spectral_masks(x, k, s) for x in tokens[backbone]()],
+        **{f'k-means on {n}': lambda s, own=own: [kmeans_masks(x, k, s) for x in own()] for n, own in tokens.items()},
     }
     jobs = [(name, s) for name in ways for s in (seeds if ' on ' in name and 'grid' not in name else seeds[:1])]
 
     def score(name, s):
-        soft = ways[name](s)
-        refined = [refine_masks(x.image, m, grid=grid) for x, m in zip(scenes, soft)]
-        scores = evaluate_masks(scenes, soft, 'masks', grid), evaluate_labels(scenes, refined, 'refined')
+        each = [*zip(scenes, ways[name](s), frames[next((n for n in feats if name.endswith(n)), backbone)])]
+        coarse = [hard_masks(m, x.segmentation.shape, f.size) for x, m, f in each]
+        refined = [refine_masks(x.image, m, grid=f.size) for x, m, f in each]
+        scores = evaluate_labels(scenes, coarse, 'masks'), evaluate_labels(scenes, refined, 'refined')
         means = {k: v for t in scores for k, v in t.drop(columns=['scene', 'frame']).mean().items()}
         return dict(method=name, seed=s) | means
 
@@ -177,6 +185,8 @@ class SweepConfig(Execution):
     notebook: str = 'reports/backbone_run.ipynb'  # what papermill executes for each run
     engine: str = 'torch'  # torch, or fast: see train; on a GPU runs of the same shape then train as one program
     data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
+    # of an image to the input: stretch, letterbox (keeps the shape, leaves out the border) or crop (the middle square)
+    resize: str = 'stretch'
 
 # %% ../nbs/15_sweep.ipynb #cell-18
 def parse_settings(
@@ -222,10 +232,8 @@ def sweep(
 ) -> dict[str, str]:  # what failed and why
     "Run the comparison. A backbone without weights is recorded as not measured and the others run."
     declared_parameters(config.notebook)  # refuses a file that is no such notebook
-    settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir)
+    settings = {name: getattr(config, name) for name in ('num_epochs', 'engine', 'data_dir', 'resize')}
     settings |= parse_settings(config.set, config.notebook)
-    if settings.get('resize', 'stretch') != 'stretch':
-        raise SlotnbError('a sweep and its report have resize stretch only; for another one use slotnb train')
 
     def plan_of(backbones):
         return plan_runs(backbones, config.normalizer, config.seed, config.feature_std, config.out_dir, **settings)

@@ -33,7 +33,7 @@ ALLOWED = {
     'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state formats.detect '
     'segment.result segment.segmenter train',
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.executors '
-    'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks',
+    'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',
@@ -90,8 +90,8 @@ ALLOWED = {
     'refine runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
-    'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views metrics '
-    'plots runs.config runs.inputs runs.masks',
+    'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views geometry '
+    'metrics plots runs.config runs.inputs runs.masks',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
     'explorer.save': 'commands.segment core data',
@@ -114,8 +114,8 @@ ALLOWED = {
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '
     'plots',
     'plots': 'core',
-    'study': 'core evaluate features metrics runs.config runs.folder runs.inputs sweep train',
-    'report': 'core metrics plots refine runs.checkpoints runs.notebooks',
+    'study': 'core evaluate features geometry metrics runs.config runs.folder runs.inputs sweep train',
+    'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks',
     'speed': '',
     'cli': 'commands.flags core',
     # commands

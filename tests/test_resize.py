@@ -1,6 +1,8 @@
 "Pictures that are not square: stretched, letterboxed or cropped. A border takes part in nothing."
 
 import json
+from dataclasses import replace
+from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,24 +10,31 @@ import torch
 from PIL import Image
 from conftest import DATA
 from slotnb.backbones import ViTBackbone
+from slotnb.baselines import block_masks
 from slotnb.cli import main
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders, read_segmentation
 from slotnb.diagnostics import feature_stats, slot_measures
 from slotnb.evaluate import load_run
+from slotnb.explorer.state import State
+from slotnb.explorer.views import numbers
+from slotnb.explorer.widget import SlotExplorer
 from slotnb.features import compute_features
-from slotnb.geometry import Frame, MiddleSquares, frame_of, inside, letterbox
+from slotnb.geometry import RESIZES, Frame, MiddleSquares, frame_of, inside, letterbox
 from slotnb.losses import feature_mse, feature_spread
+from slotnb.metrics import evaluate_masks
 from slotnb.model import SlotAutoencoder
 from slotnb.normalizer import LinearSpace, Moments, Normalizer
+from slotnb.report import plot_masks, plot_objects, plot_rounds
 from slotnb.runs.config import LETTERBOX, TrainConfig
 from slotnb.runs.inputs import open_split
 from slotnb.segment.segmenter import ClusterSlots
-from slotnb.sweep import SweepConfig, sweep
+from slotnb.sweep import SweepConfig, score_floors, sweep
 from slotnb.train import model_segments, validate
 
 SMALL = '--backbone timm:test_vit --weights random --resolution 64 --num_slots 3 --slot_dim 16 --rounds 1'
 SMALL = f'{SMALL} --num_epochs 1 --warmup_epochs 0 --normalizer instance --batch_size 4 --device cpu'.split()
+TINY = dict(backbone='timm:test_vit', weights='random', resolution='64', num_slots=3, device='cpu')
 FRAME = letterbox((200, 600), (112, 112), (8, 8))
 
 
@@ -102,6 +111,31 @@ def test_validation_and_segments_without_the_border(monkeypatch):
 
 
 @pytest.fixture(scope='module')
+def shapes(tmp_path_factory):
+    "Scenes with ground truth, every second one wide and every second one tall."
+    root = tmp_path_factory.mktemp('shapes')
+    for split in ('train', 'test'):
+        for kind in ('images', 'masks'):
+            (root / split / kind).mkdir(parents=True)
+        scenes = KubricFolders(DATA, split)
+        for i in range(6):
+            part = np.s_[60:156] if i % 2 else np.s_[:, 60:156]
+            Image.fromarray(scenes[i].image[part]).save(root / split / f'images/{i}.png')
+            Image.fromarray(scenes[i].segmentation[part].astype(np.uint8)).save(root / split / f'masks/{i}.png')
+    return root
+
+
+@pytest.fixture(scope='module')
+def shaped_runs(tmp_path_factory, shapes):
+    "Runs with a letterbox and with a crop on pictures that are not square, evaluated."
+    root = tmp_path_factory.mktemp('runs')
+    for resize in ('letterbox', 'crop'):
+        args = ['train', *SMALL, '--data_dir', shapes, '--save_dir', root / f'{resize}-seed0', '--resize', resize]
+        assert main([str(a) for a in args]) == 0
+    return root
+
+
+@pytest.fixture(scope='module')
 def folders(tmp_path_factory):
     "A folder of wide pictures, and one of squares."
     root, scenes = tmp_path_factory.mktemp('pictures'), KubricFolders(DATA, 'train')
@@ -145,6 +179,68 @@ def test_squares_give_the_same_numbers(tmp_path, folders, capsys):
         labels = [read_segmentation(run_dir / f'masks/labels/{i}.png').tolist() for i in range(12)]
         seen.append([(run_dir / 'metrics.csv').read_text(), result, labels])
     assert seen[0] == seen[1] == seen[2]
+
+
+def test_floors_without_the_border(shapes, few_scenes):
+    "Every method sees the picture's own patches; pictures without a border have the scores of resize stretch."
+    config = TrainConfig(**TINY, data_dir=str(shapes), resize='letterbox')
+    table = score_floors('timm:test_vit', config, [0], False).set_index('method')
+    scenes = [*open_split(config, 'test', False)]
+    grids = [(2, 4) if s.image.shape[0] == 96 else (4, 2) for s in scenes]
+    want = [evaluate_masks([s], [block_masks(g, min(3, g[0]), g[1])], 'masks', g) for s, g in zip(scenes, grids)]
+    assert table.mbo_masks['12 fixed blocks'] == pytest.approx(pd.concat(want).mbo_masks.mean())
+    best = table.ari_masks['ground truth on the grid']
+    assert table.filter(regex='ari|mbo|miou').notna().all(axis=None) and best == table.ari_masks.max()
+    square = replace(config, data_dir=str(few_scenes))
+    boxed, stretched = (score_floors('timm:test_vit', replace(square, resize=r), [0], False) for r in RESIZES[1::-1])
+    pd.testing.assert_frame_equal(boxed, stretched)
+
+
+def test_report_draws_pictures_without_the_border(shaped_runs, shapes):
+    for resize, sizes in dict(letterbox=[(4, 2), (2, 4)], crop=[(4, 4), (4, 4)]).items():
+        run_dir = shaped_runs / f'{resize}-seed0/timm_test_vit'
+        scenes = [*open_split(load_run(run_dir).config, 'test', False)]
+        panels = [ax.images[0].get_array() for ax in plot_masks(run_dir, scenes, [0, 1]).axes]
+        assert all(np.isfinite(x).all() for x in panels)
+        for i, size in enumerate(sizes):  # image, ground truth, segments, three slots
+            row = panels[6 * i : 6 * i + 6]
+            assert {x.shape[:2] for x in row[:3]} == {scenes[i].image.shape[:2]}
+            assert {x.shape for x in row[3:]} == {size}
+        for draw in (plot_objects, plot_rounds):
+            for ax in draw(run_dir, scenes, [0, 1]).axes:
+                assert ax.images[0].get_array().shape[:2] in {s.image.shape[:2] for s in scenes[:2]}
+
+
+def test_explorer_without_the_border(shaped_runs, shapes):
+    "Its scores are those of `evaluate`, and its pictures have the shape of the picture."
+    run_dir = shaped_runs / 'letterbox-seed0/timm_test_vit'
+    explorer, table = SlotExplorer(run_dir), pd.read_csv(run_dir / 'test_scenes.csv')
+    viewer = explorer.viewer()
+    for i, source in product(range(6), State.sources):
+        shown = viewer.output(State(scene=i, source=source))
+        assert shown.grid == ((2, 4) if i % 2 else (4, 2)) and shown.labels.shape == shown.sample.image.shape[:2]
+        scores = numbers(shown)
+        assert np.isfinite([v for k, v in scores.items() if 'best_overlap' not in k]).all()
+        for name in ('fg_ari', 'ari', 'mbo'):
+            assert scores[name] == pytest.approx(table[f'{name}_{source}'][i], abs=0.01)
+    explorer.state = dict(scene=1)
+    assert {p.image.shape[1] / p.image.shape[0] for k, p in explorer.pictures.items() if 'slot' in k or 'pca' in k} == {
+        2
+    }
+    explorer._on_message(explorer.gallery, dict(kind='click', key='image', x=0.99, y=0.99), [])
+    assert explorer.error == '' and explorer.state['patch'] == 7 and 'row 1, column 3' in explorer.page.query
+    explorer.controls['scene'].value = 2  # a tall picture: the patch at the same place
+    assert explorer.error == '' and explorer.state['patch'] == 5 and 'row 2, column 1' in explorer.page.query
+    explorer.add_picture(shapes / 'test/images/1.png')
+    assert explorer.error == '' and explorer.pictures['slot-0'].image.shape[:2] == (128, 256)  # 2 x 4, stamped
+    segmented = load_run(run_dir).segment(shapes / 'test/images/1.png')
+    assert (viewer.output(explorer.current).labels == segmented.labels).all()
+    explorer.state = dict(view='training')
+    assert explorer.error == ''
+    for p in explorer.pictures.values():
+        assert max(p.image.shape[:2]) / min(p.image.shape[:2]) > 1.9  # no square, so no border
+    other = SlotExplorer(shaped_runs / 'crop-seed0/timm_test_vit')
+    assert other.error == '' and {p.image.shape[0] == p.image.shape[1] for p in other.pictures.values()} == {True}
 
 
 def test_crop_is_of_the_data():
@@ -195,8 +291,9 @@ def test_refused(tmp_path, folders, capsys):
     for wrong in ('pad', 'auto'):
         with pytest.raises(SlotnbError, match='stretch, letterbox, crop'):
             TrainConfig(resize=wrong)
-    with pytest.raises(SlotnbError, match='stretch only'):
-        sweep(SweepConfig(out_dir=str(tmp_path / 'runs'), set=('resize=crop',)), show_progress=False)
+    with pytest.raises(SlotnbError, match='does not leave out the border'):
+        sweep(SweepConfig(str(tmp_path / 'runs'), set=('decoder=slot_mixer',), resize='letterbox'), False)
+    assert not (tmp_path / 'runs').exists()
     code, _, err = ask(capsys, 'features', '--card', '--resize', 'letterbox', '--weights', 'random')
     assert code == 2 and 'no border' in err
     code, _, err = ask(capsys, 'segment', folders / 'wide', '--resize', 'pad', '--out', tmp_path / 'masks')

@@ -23,31 +23,11 @@ intervals above 0. Settings that cost more (resolution, slots, epochs) or that d
 """
 
 import pandas as pd
+from slotnb.runs.config import PRESETS
 from slotnb.study import Arm, paired
 
-RECIPE = dict(
-    layer='-1',
-    resolution='spec',
-    grid_size='spec',
-    optimizer='adam',
-    flip=False,
-    normalizer='instance',
-    projection='mlp',
-    num_slots=11,
-    slot_dim=128,
-    num_iters=3,
-    attn_temperature=1.0,
-    slot_init='random',
-    decoder='attention',
-    hidden_dim=512,
-    mask_temperature=0.5,
-    weight_init='xavier',
-    diversity_weight=0.1,
-    batch_size=2,
-    lr=0.0004,
-    warmup_epochs=5,
-    clip_norm=1.0,
-)  # of `base`, independent of the library's defaults
+# of `base`; its epochs are the study's own
+RECIPE = {k: v for k, v in PRESETS['version_0_1'].items() if k != 'num_epochs'}
 SCALES = (0.47, 2.41, 3.74)  # the report's feature stds: CLIP, DINOv2, DINOv1
 SMALL = dict(slot_dim=64, hidden_dim=128)
 MLP = SMALL | dict(decoder='mlp')

@@ -95,9 +95,10 @@ def settled(
     done, extended = there.get('num_epochs', c.num_epochs), there.get('extended', '')
     if c.num_epochs > done:
         check_same_run(path, config=asdict(replace(config, num_epochs=done, extended=extended)))
+        where = '' if there['data_dir'] == c.data_dir else f" on {there['data_dir']}"
         raise SlotnbError(
-            f'{path.parent} holds a run of {done} epochs; --extend trains it on to {c.num_epochs} with a new cosine, '
-            'and another save_dir trains anew'
+            f'{path.parent} holds a run of {done} epochs{where}; --extend trains it on to {c.num_epochs} with a new '
+            'cosine, and another save_dir trains anew'
         )
     return replace(config, extended=extended) if c.num_epochs == done else config
 

@@ -15,6 +15,7 @@ from .pages import Page, input_pictures, slot_pictures
 from .state import State
 from .viewer import one_thread
 from .views import Picture, as_bytes, mix_colors, stamped
+from ..geometry import frame_of
 from ..metrics import hard_masks
 from ..plots import colorize, match_colors, overlay
 from ..runs.config import TrainConfig
@@ -46,8 +47,6 @@ class Replay:
             self.config, self.grid = TrainConfig(**about['config']), tuple(about['backbone']['grid'])
         except (KeyError, TypeError) as e:
             raise SlotnbError(f"{path} is not a run's configuration ({e})") from None
-        if self.config.resize == 'letterbox':
-            raise SlotnbError(f'{self.folder}: the explorer shows no run with resize letterbox; use slotnb segment')
         self.name = name or self.config.backbone
         self.refresh()
 
@@ -78,16 +77,17 @@ class Replay:
 
 
 def _image_pictures(replay, i, at, kept, epoch):
-    "Pictures of the i-th held-out image after an epoch, and the colors of its slots."
-    sample, grid = replay.samples[i], replay.grid
+    "Pictures of the i-th held-out image after an epoch; of the first one its slots too."
+    sample, frame = replay.samples[i], frame_of(kept[at, i].T, replay.grid)
+    grid, (now, last) = frame.size, (frame.cut(kept[e, i]) for e in (at, -1))
     size = sample.image.shape[:2] if sample else tuple(16 * g for g in grid)
-    labels, last = hard_masks(kept[at, i], size, grid), hard_masks(kept[-1, i], size, grid)
+    labels, last = hard_masks(now, size, grid), hard_masks(last, size, grid)
     # without ground truth a slot keeps the color that it has after the last epoch
     like = last + 1 if sample is None or sample.segmentation is None else sample.segmentation
     colors = match_colors(like, labels, kept.shape[2])
     segments = as_bytes(overlay(sample.image, labels, colors) if sample else colorize(labels, colors))
     soft, alt = (
-        as_bytes(mix_colors(kept[at, i], colors, grid)),
+        as_bytes(mix_colors(now, colors, grid)),
         f'soft masks after epoch {epoch}, in the colors of their slots',
     )
     row = f'held-out image {i + 1}'
@@ -96,7 +96,8 @@ def _image_pictures(replay, i, at, kept, epoch):
         Picture(f'segments-{i}', f'segments, epoch {epoch}', segments, f'segments after epoch {epoch}', row),
         Picture(f'soft-{i}', f'soft masks, epoch {epoch}', soft, alt, row),
     ]
-    return pictures, colors
+    pictures += slot_pictures(now, colors, grid, row='slots of held-out image 1') if i == 0 else []
+    return pictures
 
 
 @one_thread()
@@ -111,8 +112,7 @@ def training_page(
         raise SlotnbError(f'epoch {state.epoch} was not kept; the first is {int(h.epochs[0])}')
     kept, epoch = (h.attn if state.source == 'attn' else h.masks).float(), int(h.epochs[at])
     parts = [_image_pictures(replay, i, at, kept, epoch) for i in range(len(replay.samples))]
-    pictures = [p for part, _ in parts for p in part]
-    pictures += slot_pictures(kept[at, 0], parts[0][1], replay.grid, row='slots of held-out image 1')
+    pictures = [p for part in parts for p in part]
     row, warnings = replay.table.loc[epoch], []
     if state.source in ('merged', 'refined'):
         warnings.append(f"{state.source} masks are not kept over the epochs: the decoder's are shown")

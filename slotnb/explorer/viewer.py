@@ -21,7 +21,7 @@ from ..data import Dataset, Sample
 from ..evaluate import Run, at_score_size, load_run
 from .state import State, find_scenes
 from ..features import compute_features, extract
-from ..geometry import MiddleSquares, crop
+from ..geometry import Frame, MiddleSquares, crop, frame_of
 from ..metrics import hard_masks
 from ..model import ModelOutput
 from ..normalizer import LinearSpace, Normalizer
@@ -44,7 +44,7 @@ class SceneOutput(NamedTuple):
     iterations: list[Tensor]  # (k n) attn after each iteration of slot attention; empty for a custom one
     soft: Tensor  # (k n) the masks that the state selects
     labels: np.ndarray  # (h w) ints, the segment of each pixel
-    grid: tuple[int, int]  # patches, height and width
+    grid: tuple[int, int]  # patches of the picture, height and width; the border of a letterbox is in none of these
 
 
 @contextmanager
@@ -73,6 +73,22 @@ def _fixed_settings(config, model):
         found['temperature'] = 'its custom decoder has no mask_temperature'
     return found
 
+
+class _Stepwise(nn.Module):
+    "Slot attention that keeps the attention of each iteration."
+
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.num_iters, self.attn = inner, inner.num_iters, []
+        inner.num_iters = 1
+
+    def forward(self, inputs, slots, *known):
+        self.attn = []
+        for _ in range(self.num_iters):
+            slots, attn, logits = self.inner(inputs, slots, *known)
+            self.attn.append(attn)
+        return slots, attn, logits
+
 # %% ../../nbs/explorer/viewer.ipynb #viewer-10
 class Viewer:
     "A run and scenes, with their features."
@@ -86,8 +102,6 @@ class Viewer:
         trust: bool = False,  # load a run of other people that imports code, see `load_run`
     ):
         self.run = run if isinstance(run, Run) else load_run(run, trust)
-        if self.run.config.resize == 'letterbox':
-            raise SlotnbError(f'{self.run.folder}: the explorer shows no run with resize letterbox; use slotnb segment')
         self.config, self.grid = self.run.config, tuple(self.run.record['grid'])
         self.name = name or self.config.backbone
         self.dataset = self.scenes = find_scenes(scenes, self.config)  # the images as they are, and as they are shown
@@ -103,6 +117,8 @@ class Viewer:
         self.loading = Thread(target=getattr, args=[self.backbone, 'net'], daemon=True)
         self.model = deepcopy(self.run.model)
         self.fixed = _fixed_settings(self.config, self.model)
+        if not is_custom(self.config.slot_attention):
+            self.model.slot_attention = _Stepwise(self.model.slot_attention)
         self.output, self.normalizer = lru_cache(8)(self._output), lru_cache(4)(self._normalizer)
         self.sample, self.pca = lru_cache(64)(self._sample), lru_cache(64)(self._pca)
 
@@ -121,7 +137,7 @@ class Viewer:
         if self.config.resize == 'crop':
             sample = crop(sample)
         feats = compute_features(self.backbone, [torch.tensor(sample.image).permute(2, 0, 1)])[0].float()
-        self.added.append((sample, feats.cpu()))
+        self.added.append((at_score_size(sample), feats.cpu()))  # nothing larger is shown
         self.frames[sample.name] = [len(self.scenes) + len(self.added) - 1]
         return len(self.frames) - 1
 
@@ -136,6 +152,13 @@ class Viewer:
         if not 0 <= state.frame < len(frames):
             raise SlotnbError(f'frame {state.frame} does not exist; scene {state.scene} has {len(frames)}')
         return frames[state.frame]
+
+    def frame(
+        self,
+        state: State,
+    ) -> Frame:
+        "Where the picture that a state shows lies on the patch grid."
+        return frame_of(self._raw(self.index(state)), self.grid)
 
     def settings(
         self,
@@ -157,8 +180,8 @@ class Viewer:
         self,
         state: State,
     ) -> int:  # from 0, row by row
-        "The selected patch."
-        h, w = self.grid
+        "The selected patch of the picture, without the border of a letterbox."
+        h, w = self.frame(state).size
         if state.patch >= h * w:
             raise SlotnbError(f'patch {state.patch} does not exist; the grid has {h * w}')
         return h // 2 * w + w // 2 if state.patch < 0 else state.patch
@@ -190,45 +213,32 @@ class Viewer:
             noise = init.draw(min(size, len(self.scenes) - start), stream)
         return noise[index - start][None]
 
-    def _iterate(self, x, noise, num_iters):
-        "The model's forward pass, one iteration of slot attention at a time: its output, and attn (k n) after each."
-        m, iterations = self.model, []
-        m.slot_attention.num_iters = 1
-        target = m.target(x)
-        inputs = m.project(target)
-        slots = m.init(noise, inputs, target)
-        for _ in range(num_iters):
-            slots, attn, logits = m.slot_attention(inputs, slots)
-            iterations.append(attn[0])
-        recon, masks = m.decode(slots, logits, target)
-        return ModelOutput(recon, slots, attn, masks, target), iterations
-
     @torch.no_grad()
     def _output(self, state):
-        index, s, m = self.index(state), self.settings(state), self.model
-        sample, raw = self.sample(index), self._raw(index) * self.run.scale
-        sample = at_score_size(sample)
+        index, s, m, frame = self.index(state), self.settings(state), self.model, self.frame(state)
+        sample, raw = at_score_size(self.sample(index)), self._raw(index) * self.run.scale
         x, noise = self.normalizer(s['normalizer'])(raw[None]), self._noise(index, s['seed'], s['num_slots'])
         if 'temperature' not in self.fixed:
             m.decoder.mask_temperature = s['temperature']
-        if is_custom(self.config.slot_attention):
-            if 'num_iters' not in self.fixed:
-                m.slot_attention.num_iters = s['num_iters']
-            out, iterations = m(x, noise), []
-        else:
-            out, iterations = self._iterate(x, noise, s['num_iters'])
+        if 'num_iters' not in self.fixed:
+            m.slot_attention.num_iters = s['num_iters']
+        recon, slots, attn, masks, target = m(x, noise)
+        out = ModelOutput(frame.cut(recon, -2), slots, frame.cut(attn), frame.cut(masks), frame.cut(target, -2))
+        iterations = [frame.cut(a[0]) for a in m.slot_attention.attn] if isinstance(m.slot_attention, _Stepwise) else []
+        raw, x, grid = frame.cut(raw, -2), frame.cut(x[0], -2), frame.size
         soft, size = (out.masks if state.source == 'masks' else out.attn)[0], sample.image.shape[:2]
         if state.source in ('merged', 'refined'):
-            soft = merge_slots(soft, x[0], self.grid)
+            soft = merge_slots(soft, x, grid)
         if state.source == 'refined' and sample.segmentation is None:
-            labels = image_labels(sample.image, soft, self.grid)  # as `slotnb segment`
+            labels = image_labels(sample.image, soft, grid)  # as `slotnb segment`
         elif state.source == 'refined':
-            labels = refine_masks(sample.image, soft, grid=self.grid)  # as `slotnb.evaluate.evaluate`
+            labels = refine_masks(sample.image, soft, grid=grid)  # as `slotnb.evaluate.evaluate`
         else:
-            labels = hard_masks(soft, size, self.grid)
-        return SceneOutput(sample, raw, x[0], out.target[0], out, iterations, soft, labels, self.grid)
+            labels = hard_masks(soft, size, grid)
+        return SceneOutput(sample, raw, x, out.target[0], out, iterations, soft, labels, grid)
 
     def _pca(self, index, kind):
         "(h w 3) from 0 to 1; '' is of the raw features."
         raw = self._raw(index)
-        return pca_rgb(self.normalizer(kind)(raw[None] * self.run.scale)[0] if kind else raw, self.grid)
+        x, frame = self.normalizer(kind)(raw[None] * self.run.scale)[0] if kind else raw, frame_of(raw, self.grid)
+        return pca_rgb(frame.cut(x, -2), frame.size)

@@ -82,8 +82,8 @@ def query(
     state: State,
 ) -> str:
     "Which slots hold the selected patch, and their shares."
-    soft, p, w = viewer.output(replace(state, view='scene', patch=-1)).soft, viewer.patch(state), viewer.grid[1]
-    share, slot = soft[:, p].sort(descending=True)
+    shown, p = viewer.output(replace(state, view='scene', patch=-1)), viewer.patch(state)
+    (share, slot), w = shown.soft[:, p].sort(descending=True), shown.grid[1]
     second = f', slot {slot[1]} holds {100 * share[1]:.0f} %' if len(slot) > 1 else ''
     return f'patch in row {p // w}, column {p % w}: slot {slot[0]} holds {100 * share[0]:.0f} %{second}'
 

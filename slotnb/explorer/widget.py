@@ -15,7 +15,7 @@ from slotnb.data import Dataset, Sample
 from slotnb.evaluate import Run
 from slotnb.explorer.controls import Controls, fvu_curve, numbers_table
 from slotnb.explorer.gallery import FileParts, Gallery
-from slotnb.explorer.pages import runs_page, scene_page
+from slotnb.explorer.pages import runs_page, same_place, scene_page
 from slotnb.explorer.replay import Replay, training_page
 from slotnb.explorer.state import State, find_runs
 from slotnb.explorer.viewer import Viewer
@@ -40,7 +40,7 @@ class SlotExplorer(w.VBox):
         trust: bool = False,  # load runs of other people that import code, see `load_run`
     ):
         self.runs, self.scenes, self.trust, self.viewers, self.replays = {}, scenes, trust, {}, {}
-        self.current, self.error, self.page, self.thumbs_key = State(), '', None, None
+        self.current, self.error, self.page, self.thumbs_key, self.grid = State(), '', None, None, None
         self.added, self.on_page = [], False  # the user's own pictures, as samples; whether a browser has drawn
         self.panel = Controls(self._on_change, self._on_play, self._on_run, self._on_browse)
         self.panel.reset.on_click(lambda _: self._reset())
@@ -71,6 +71,7 @@ class SlotExplorer(w.VBox):
     @state.setter
     def state(self, new):
         if self._run(lambda: setattr(self, 'current', State.read(new))):
+            self.grid = None  # its patch is of its own picture
             self.redraw()
 
     @property
@@ -95,8 +96,7 @@ class SlotExplorer(w.VBox):
         name: str = '',  # of a run; '' is the one that the state names
     ) -> Viewer:
         "A run with its scenes, loaded on first use. `SlotnbError` if it imports code and is not trusted."
-        name = name or self._name(self.current.run, 0)
-        if name not in self.viewers:
+        if (name := name or self._name(self.current.run, 0)) not in self.viewers:
             scenes = next((v.dataset for v in self.viewers.values()), self.scenes)
             viewer = Viewer(self.runs[name], scenes, name, trust=self.trust)
             for sample in self.added:
@@ -206,7 +206,7 @@ class SlotExplorer(w.VBox):
                 return self.current.view == 'training' and self._run(self._tick)
             if gallery is self.thumbs:
                 return self._set(scene=int(message['key'].split('-')[1]), frame=0)
-            (h, width), p = self.viewer().grid, self.viewer().patch(self.current)
+            (h, width), p = self.viewer().frame(self.current).size, self.viewer().patch(self.current)
             x, y = p % width, p // width
             if message['kind'] == 'move':
                 x, y = x + message['dx'], y + message['dy']
@@ -238,8 +238,7 @@ class SlotExplorer(w.VBox):
         div = lambda kind, role, text: f'<div class="slotnb-{kind}" role="{role}">{html.escape(text)}</div>'
         warnings = [div('warning', 'status', text) for text in (self.page.warnings if self.page else [])]
         self.messages.value = div('error', 'alert', self.error) if self.error else ''.join(warnings)
-        for gallery in (self.gallery, self.thumbs):
-            gallery.layout.opacity = '.4' if self.error else '1'
+        self.gallery.layout.opacity = self.thumbs.layout.opacity = '.4' if self.error else '1'
         return not self.error
 
     def _redraw(self):
@@ -252,7 +251,10 @@ class SlotExplorer(w.VBox):
             replay = self._replay()
             page = training_page(replay, now)
         else:
-            viewer = self.viewer()
+            viewer, old = self.viewer(), self.grid
+            self.grid = viewer.frame(now).size
+            if now.patch >= 0 and old:  # pictures and runs have grids of their own: the patch at the same place
+                now = self.current = replace(now, patch=same_place(now.patch, old, self.grid))
             page = runs_page((viewer, self.viewer(compare)), now) if now.view == 'runs' else scene_page(viewer, now)
         self.page = page
         self.panel.show(now, list(self.runs), run, compare, viewer, replay)
@@ -262,13 +264,12 @@ class SlotExplorer(w.VBox):
         rows = dict.fromkeys(('scene', 'features', 'A', 'B'), large)
         self.gallery.show(page.pictures, {'': 88, 'attention per iteration': 120} | rows | held_out)
         self.gallery.clock = 0 if viewer else 500 if self.play.value else 0 if replay.finished else 1500
-        own = viewer and now.scene >= len(viewer.frames) - len(self.added)
-        self.gallery.link = link = State().link if own else now.link
+        added = viewer and now.scene >= len(viewer.frames) - len(self.added)
+        self.gallery.link = link = State().link if added else now.link
         self._show_thumbs(viewer)
         curve = fvu_curve(replay, self.controls['epoch'].value) if replay else ''
-        self.panel.numbers.value = numbers_table(page) + curve
-        text = f'<div class="slotnb-query" role="status">{html.escape(page.query)}</div>'
-        self.panel.patch.value = text if page.query else ''
+        self.panel.numbers.value, text = numbers_table(page) + curve, html.escape(page.query)
+        self.panel.patch.value = text and f'<div class="slotnb-query" role="status">{text}</div>'
         details = f'<code>state={html.escape(repr(self.state))}</code><br><code>?{html.escape(link)}</code>'
         self.panel.link.value = f'<details><summary>this state</summary>{details}</details>'
 

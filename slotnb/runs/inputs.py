@@ -64,9 +64,10 @@ def open_split(
 ) -> Dataset:
     "The scenes of a split (`open_part`). What is not read, and what `skip_broken` leaves out, is printed."
     data = open_part(config.data_dir, split, config.max_frames, config.skip_broken, show_progress)
-    if split == 'train' or data.remarks:
-        tell_unread(data, config.data_dir)
-    if split == 'test' and has_no_splits(config.data_dir):
+    no_splits = has_no_splits(config.data_dir)
+    if split == 'train' or not no_splits:  # without splits both parts have the same files
+        tell_unread(data, config.data_dir if no_splits else f'{config.data_dir}, {split}')
+    if split == 'test' and no_splits:
         tqdm.write(f'{config.data_dir}: no folders train and test; {len(data)} images are held out as test by name')
     if data.skipped:
         tqdm.write(

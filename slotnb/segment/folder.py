@@ -90,6 +90,9 @@ def _claim(out, record):
     for k in sorted(there.keys() | record.keys()):
         old, new = there.get(k), record.get(k)
         if old != new:
+            if isinstance(old, dict) and isinstance(new, dict):  # such as the backbone's record: what in it
+                part = next(p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p))
+                k, old, new = f'{k}: {part}', old.get(part), new.get(part)
             raise SlotnbError(
                 f'{path.parent} holds masks of other settings ({k} {old!r} there, {new!r} here); choose another folder'
             )

@@ -79,8 +79,6 @@ def image_labels(
     "The segment of each pixel."
     check_options(min_pixels, work_size)
     masks = torch.as_tensor(masks).detach().float().cpu()
-    if not masks.isfinite().all():
-        raise SlotnbError('masks contain NaN or infinity because the model has diverged; train with a lower lr')
     small = shrink(image, work_size)
     area = small.shape[0] * small.shape[1]
     if not refine:
