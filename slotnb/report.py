@@ -19,7 +19,10 @@ from .metrics import hard_masks
 from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
 from .runs.checkpoints import load_tensors
+from .runs.identity import read_about
 from .runs.notebooks import find_notebook
+from .runs.state import read_metrics
+from .runs.verify import read_sealed, verified
 
 # %% ../nbs/appendix/report.ipynb #cell-5
 def load_runs(
@@ -28,10 +31,10 @@ def load_runs(
     "Read the settings and results of all finished runs. `SlotnbError` if there is none."
     rows = []
     for path in sorted(Path(runs_dir).glob('*/*/result.json')):
-        book = read_json(path.parent / 'config.json')
+        book = read_about(path.parent / 'config.json')
         rows.append(
             book['config']
-            | read_json(path)
+            | read_sealed(path)
             | dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
         )
     if not rows:
@@ -84,7 +87,7 @@ def load_curves(
     "The metrics.csv of every run, with the run's label, normalizer and seed."
     return pd.concat(
         [
-            pd.read_csv(Path(r.run_dir) / 'metrics.csv').assign(label=r.label, normalizer=r.normalizer, seed=r.seed)
+            read_metrics(r.run_dir).assign(label=r.label, normalizer=r.normalizer, seed=r.seed)
             for r in runs.itertuples()
         ],
         ignore_index=True,
@@ -97,7 +100,7 @@ def load_features(
     "Feature statistics (`features.json`) of the first seed; the features do not depend on the seed."
     rows = {}
     for r in runs.drop_duplicates(['label', 'normalizer']).itertuples():
-        stats = read_json(Path(r.run_dir) / 'features.json')
+        stats = read_json(verified(Path(r.run_dir) / 'features.json'))
         rows.setdefault((r.label, 'none'), stats['raw'])
         rows[r.label, r.normalizer] = stats['normalized']
     return pd.DataFrame(rows).T.rename_axis(['label', 'normalizer']).astype(dict(components_90=int))
@@ -169,14 +172,11 @@ def plot_scores(
 # %% ../nbs/appendix/report.ipynb #cell-14
 def _test_masks(run_dir, source):
     "A run's config.json, its masks of the test scenes (s k n), and their grid (h, w)."
-    book = read_json(Path(run_dir) / 'config.json')
+    book = read_about(Path(run_dir) / 'config.json')
     if book['config'].get('resize', 'stretch') != 'stretch':
         raise SlotnbError(f'{run_dir}: reports show runs with resize stretch only; see its masks with slotnb segment')
-    return (
-        book,
-        load_tensors(Path(run_dir) / 'test_masks.safetensors')[0][source].float(),
-        tuple(book['backbone']['grid']),
-    )
+    masks = load_tensors(verified(Path(run_dir) / 'test_masks.safetensors'))[0][source].float()
+    return book, masks, tuple(book['backbone']['grid'])
 
 # %% ../nbs/appendix/report.ipynb #cell-15
 def plot_masks(

@@ -30,18 +30,19 @@ ALLOWED = {
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks',
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
-    'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state formats.detect '
-    'segment.result segment.segmenter train',
+    'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state runs.verify '
+    'formats.detect segment.result segment.segmenter train',
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.folder '
-    'runs.identity runs.inputs runs.notebooks',
+    'runs.identity runs.inputs runs.notebooks runs.verify',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
+    'runs.verify': 'core',
     'runs.notebooks': 'core runs.config runs.identity runs.owner',
     'runs.shipped': 'backbones core features runs.checkpoints',
-    'runs.masks': 'core runs.checkpoints runs.inputs',
+    'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config',
     'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
@@ -89,7 +90,7 @@ ALLOWED = {
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
     'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views metrics '
-    'plots runs.config runs.inputs runs.masks',
+    'plots runs.config runs.identity runs.inputs runs.masks runs.state',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
     'explorer.save': 'commands.segment core data',
@@ -112,8 +113,8 @@ ALLOWED = {
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '
     'plots',
     'plots': 'core',
-    'study': 'core evaluate features metrics runs.config runs.folder runs.inputs sweep train',
-    'report': 'core metrics plots refine runs.checkpoints runs.notebooks',
+    'study': 'core evaluate features metrics runs.config runs.folder runs.inputs runs.state runs.verify sweep train',
+    'report': 'core metrics plots refine runs.checkpoints runs.identity runs.notebooks runs.state runs.verify',
     'speed': '',
     'cli': 'commands.flags core',
     # commands
