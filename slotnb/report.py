@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from .core import SlotnbError, atomic_path, read_json
+from .core import SlotnbError, atomic_path, delete_leftovers, read_json
 from .metrics import hard_masks
 from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
@@ -275,6 +275,7 @@ def render_notebook(
     cwd = Path(notebook).parent if Path(notebook).is_file() else Path.cwd()  # a packaged one runs here
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(out.parent)
     done = out.with_suffix('.ipynb')
     pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, cwd=str(cwd), progress_bar=False)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)

@@ -69,7 +69,7 @@ ALLOWED = {
     'formats.movi': 'core data formats.splits formats.tfrecords',
     'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits '
     'formats.video',
-    'formats.convert': 'core data formats.detect formats.shards plots',
+    'formats.convert': 'core data formats.detect formats.shards plots runs.owner',
     # scenes
     'scenes.physics': 'core',
     'scenes.camera': 'scenes.physics',
@@ -77,7 +77,7 @@ ALLOWED = {
     'scenes.plan': 'core scenes.camera scenes.floors scenes.physics',
     'scenes.lighting': 'scenes.camera scenes.floors scenes.physics scenes.plan',
     'scenes.kubric_files': 'core scenes.camera scenes.lighting scenes.physics scenes.plan',
-    'scenes.render': 'core scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
+    'scenes.render': 'core runs.owner scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',

@@ -16,6 +16,7 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.model import build
 from slotnb.runs.checkpoints import load_tensors, warm_start
 from slotnb.runs.config import PRESETS, TrainConfig
+from slotnb.runs.identity import write_about
 from slotnb.train import fit
 
 SMALL = PRESETS['version_0_1'] | dict(
@@ -75,7 +76,7 @@ def test_another_engine_is_recorded(tmp_path, few_scenes):
     config = TrainConfig(**SMALL | dict(data_dir=str(few_scenes), num_epochs=1, save_dir=str(tmp_path)))
     path = fit(config, show_progress=False) / 'config.json'
     about = json.loads(path.read_text())
-    write_json(path, about | dict(trained_with=['fast, fp32: compiled, AVX512']))
+    write_about(path, about | dict(trained_with=['fast, fp32: compiled, AVX512']))
     fit(config, show_progress=False)
     assert json.loads(path.read_text())['trained_with'] == ['fast, fp32: compiled, AVX512', 'torch, fp32']
     assert 'the numbers may differ' in (path.parent / 'train.log').read_text()

@@ -36,9 +36,9 @@ def read_about(
 
 
 def _digest(about):
-    "Of all that may not change."
+    "Of all that may not change. A changed signature only withdraws the trust in the run."
     config = {k: v for k, v in about['config'].items() if k not in MAY_CHANGE}
-    return digest(about | dict(config=config, digest=''))
+    return digest(about | dict(config=config, digest='', signature=''))
 
 
 def write_about(

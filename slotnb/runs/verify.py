@@ -10,7 +10,7 @@ import json
 from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
-from ..core import SlotnbError, atomic_path, digest, read_json, write_json
+from ..core import SlotnbError, atomic_path, delete_leftovers, digest, read_json, write_json
 
 # %% ../../nbs/runs/verify.ipynb #b9b95d30
 RECORDS = {  # file that holds the digests of those beside it: what makes all of them again
@@ -106,6 +106,7 @@ def write_table(
     except SlotnbError:
         files = {}  # damaged, like the tables perhaps: all of them are made again
     _seal(record, {}, files | {path.name: digest(data)})
+    delete_leftovers(path.parent)
     with atomic_path(path) as tmp:
         tmp.write_bytes(data)
     return table
