@@ -13,6 +13,7 @@ import importlib
 import json
 import math
 import os
+import re
 import socket
 import tempfile
 from contextlib import contextmanager
@@ -80,12 +81,11 @@ def _host():
 
 def _is_dead(process):
     try:
-        os.kill(process, 0)
+        return os.name == 'posix' and os.kill(process, 0)
     except ProcessLookupError:
         return True
-    except OSError:
-        pass  # of another user
-    return False
+    except (OSError, OverflowError):  # of another user, or no number of a process
+        return False
 
 
 @contextmanager
@@ -109,13 +109,17 @@ def atomic_path(
             Path(tmp).unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #cdbe2b02
+_LEFTOVER = re.compile(r'\..+\.([0-9a-f]{6})-([0-9]+)-[a-z0-9_]{8}')  # a name that `atomic_path` gives
+
+
 def delete_leftovers(
-    folder: str | Path,  # in which others may be writing now
+    folder: str | Path,
+    owned: bool = False,  # nobody else writes there; else files of this machine's dead processes are deleted
 ):
-    "Delete what processes of this machine left in a folder that were killed inside `atomic_path`."
-    for path in Path(folder).glob(f'.*.{_host()}-*-*'):
-        number = path.name.rsplit('-', 2)[1]
-        if os.name == 'posix' and number.isdecimal() and _is_dead(int(number)):
+    "Delete what processes left in a folder that were killed inside `atomic_path`."
+    for path in Path(folder).glob('.*'):
+        found = _LEFTOVER.fullmatch(path.name)
+        if found and (owned or found[1] == _host() and _is_dead(int(found[2]))):
             path.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #cannotread

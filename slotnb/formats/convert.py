@@ -209,7 +209,8 @@ def convert(
     record = dict(
         format=fmt, source=str(dataset.root), shard_size=shard_size, samples=digest([e[:2] for e in dataset.entries])
     )
-    with Owner(out):  # a second command would delete the files that this one is writing
+    with Owner(out) as owner:  # a second command would delete the files that this one is writing
+        owner.delete_leftovers(split)
         written = any((out / split).glob('*')) or any(out.glob(f'{split}-*.tar'))
         if written and file.exists():
             before = read_json(file)

@@ -9,7 +9,7 @@ __all__ = ['Owner']
 import os
 from pathlib import Path
 from filelock import FileLock, Timeout
-from ..core import SlotnbError
+from ..core import SlotnbError, delete_leftovers
 
 # %% ../../nbs/runs/owner.ipynb #0abb43af
 class Owner:
@@ -42,10 +42,9 @@ class Owner:
         *below: str,  # folders in this one
     ):
         "Delete files that were being written when an earlier owner was killed (see `atomic_path`)."
-        found = [path for name in below for path in (self.folder / name).rglob('.*.*')]
-        for path in [*self.folder.glob('.*.*'), *found]:
-            if path.is_file() and not path.name.startswith('.owner'):
-                path.unlink()
+        found = [path for name in below for path in (self.folder / name, *(self.folder / name).rglob('*/'))]
+        for path in (self.folder, *found):
+            delete_leftovers(path, owned=True)
 
     def release(self):
         "Give the folder back; a second call does nothing."
