@@ -65,7 +65,7 @@ def read_sealed(
 def verified(
     path: str | Path,  # a file beside a record
 ) -> Path:  # the same
-    "Compare a file with its record before it is read. `SlotnbError` if it is missing, was changed or is of another run."
+    "Compare a file with its record before it is read. `SlotnbError` if it is missing, changed or of another run."
     path = Path(path)
     for record, remedy in RECORDS.items():
         if not path.with_name(record).exists():
