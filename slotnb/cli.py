@@ -60,7 +60,7 @@ def main(
         return 2
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # also ends the runs of a sweep
-    _Interrupt.alone = alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    _Interrupt.at, _Interrupt.alone = 0.0, alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     _Interrupt.set(_while_loading)
     try:
         return _run(name, args)
@@ -131,7 +131,6 @@ def _run(name, args):
     "Import the module of a command, parse its flags, run it."
     import tyro
     from slotnb.commands.flags import flat
-    from slotnb.core import SlotnbError
 
     try:
         module, config, run, flags = _flags(name)
@@ -139,19 +138,26 @@ def _run(name, args):
         _Interrupt.set(_Interrupt.handle)
         value = tyro.cli(flags, prog=f'slotnb {name}', args=args[1:], use_underscores=True)
         run(value if flags is config else flat(config, value))
-    except SlotnbError as e:
+    except Exception as e:
+        if _Interrupt.at:  # a library's answer to Ctrl-C
+            raise
+        return _explain(e)
+    return 0
+
+
+def _explain(e):
+    "Print one sentence and return the exit code, or raise what is a bug of slotnb."
+    from slotnb.core import SlotnbError
+
+    if isinstance(e, SlotnbError):
         print(f'slotnb: {e}', file=sys.stderr)
         return 2
-    except OSError as e:
-        if e.errno not in _OF_THE_MACHINE or not e.filename:
-            raise
+    if isinstance(e, OSError) and e.errno in _OF_THE_MACHINE and e.filename:
         name = os.fsdecode(e.filename) if isinstance(e.filename, (str, bytes)) else str(e.filename)
         name = name if len(name) < 300 else f'{name[:100]}...{name[-100:]}'
         print(f'slotnb: {name}: {e.strerror}; choose another path, or allow it and free some space', file=sys.stderr)
         return 2
-    except (MemoryError, RuntimeError) as e:
-        if not isinstance(e, MemoryError) and not re.search(_NO_MEMORY, str(e)):
-            raise
+    if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search(_NO_MEMORY, str(e)):
         print('slotnb: the memory is not enough; lower the sizes, or use a machine with more', file=sys.stderr)
         return 2
-    return 0
+    raise e

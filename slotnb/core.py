@@ -13,6 +13,8 @@ import importlib
 import json
 import math
 import os
+import re
+import socket
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -73,6 +75,19 @@ def has_bf16(
     return device.type == 'cpu' and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 # %% ../nbs/00_core.ipynb #cell-15
+def _host():
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:6]
+
+
+def _is_dead(process):
+    try:
+        return os.name == 'posix' and os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):  # of another user, or no number of a process
+        return False
+
+
 @contextmanager
 def atomic_path(
     path: str | Path,  # file to write; its folder is created
@@ -81,7 +96,7 @@ def atomic_path(
     path, tmp = Path(path), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+        fd, tmp = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name[:100]}.{_host()}-{os.getpid()}-')
         os.close(fd)
         tmp = Path(tmp)
         yield tmp
@@ -91,7 +106,21 @@ def atomic_path(
         raise SlotnbError(f'cannot write {path}: {e.strerror or e}; free some space or choose another folder') from e
     finally:
         if tmp:
-            tmp.unlink(missing_ok=True)
+            Path(tmp).unlink(missing_ok=True)
+
+# %% ../nbs/00_core.ipynb #cdbe2b02
+_LEFTOVER = re.compile(r'\..+\.([0-9a-f]{6})-([0-9]+)-[a-z0-9_]{8}')  # a name that `atomic_path` gives
+
+
+def delete_leftovers(
+    folder: str | Path,
+    owned: bool = False,  # nobody else writes there; else files of this machine's dead processes are deleted
+):
+    "Delete what processes left in a folder that were killed inside `atomic_path`."
+    for path in Path(folder).glob('.*'):
+        found = _LEFTOVER.fullmatch(path.name)
+        if found and (owned or found[1] == _host() and _is_dead(int(found[2]))):
+            path.unlink(missing_ok=True)
 
 # %% ../nbs/00_core.ipynb #cannotread
 def cannot_read(
@@ -160,9 +189,13 @@ def digest(
 def cache_dir() -> Path:  # `$SLOTNB_CACHE`, else `~/.cache/slotnb`
     "Folder for cached features and weights."
     try:
-        return Path(os.environ.get('SLOTNB_CACHE') or Path.home() / '.cache/slotnb').expanduser()
+        folder = Path(os.environ.get('SLOTNB_CACHE') or Path.home() / '.cache/slotnb').expanduser()
     except RuntimeError:
         raise SlotnbError('this account has no home directory; set SLOTNB_CACHE to a folder for the cache') from None
+    near = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+    if near != folder.absolute() and not os.access(near, os.W_OK):
+        raise SlotnbError(f'{folder} cannot be made, because {near} is read-only; set SLOTNB_CACHE to another folder')
+    return folder
 
 # %% ../nbs/00_core.ipynb #cell-23
 def check_shape(

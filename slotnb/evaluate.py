@@ -7,8 +7,10 @@ __all__ = ['SCORE_SIZE', 'outputs', 'predict', 'Run', 'load_run', 'at_score_size
 
 # %% ../nbs/14_evaluate.ipynb #c2f6427e
 import math
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -38,6 +40,7 @@ from .runs.inputs import RunData, frozen_backbone, make_normalizer, prepare
 from .runs.owner import Owner
 from .runs.shipped import check_features
 from .runs.state import read_metrics, seconds_per_epoch
+from .runs.verify import write_sealed
 from .segment.result import Segmentation, shrink
 from .segment.segmenter import ModelSlots, Segmenter
 
@@ -222,15 +225,19 @@ def evaluate(
     data: RunData | None = None,  # of `prepare`; None reads it
     trust: bool = False,  # see `load_run`
     refine: bool = True,  # also score refined masks
-) -> dict:  # also written to result.json; test_scenes.csv has one row per scene
+) -> dict:  # also written to result.json, unless the folder is read-only; test_scenes.csv has one row per scene
     "Score the best checkpoint on the test scenes, at `SCORE_SIZE` and without void pixels: all masks of the model."
     run, run_dir = load_run(run_dir, trust), Path(run_dir)
-    with Owner(run_dir), same_threads(run_dir):  # another process would delete files that are half written
-        return _evaluate(run, run_dir, show_progress, batch_size, data, refine)
+    write = os.access(run_dir, os.W_OK)
+    if not write:
+        tqdm.write(f'{run_dir} cannot be written: the scores are returned and not kept')
+    owner = Owner(run_dir) if write else nullcontext()  # another process would delete files that are half written
+    with owner, same_threads(run_dir):
+        return _evaluate(run, run_dir, show_progress, batch_size, data, refine, write)
 
 
 @torch.no_grad()
-def _evaluate(run, run_dir, show_progress, batch_size, data, refine):
+def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     "What `evaluate` does, with the number of threads that the run began with."
     data, grid = data or prepare(run.config, show_progress), tuple(run.record['grid'])
     check_same_run(run_dir / 'config.json', data=data.digests)
@@ -266,18 +273,14 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine):
         tqdm.write(f'{run_dir}: {notes["scaled"]} of {len(test)} test images are scored at {size}')
     if notes['void']:
         tqdm.write(f'{run_dir}: {notes["void"]} of {len(test)} test masks have void pixels, which are in no score')
-    with atomic_path(run_dir / 'test_scenes.csv') as tmp:
-        by_scene.to_csv(tmp)
-    mse, spread, mse_instance, spread_instance = (
-        usage.pop(k) for k in ('mse', 'spread', 'mse_instance', 'spread_instance')
-    )
+    error = {k: usage.pop(k) for k in ('mse', 'spread', 'mse_instance', 'spread_instance')}
     result = dict(
         best_epoch=run.epoch,
         best_loss=metrics.get('mse', metrics.loss).min(),
         best_val_mse=metrics.val_mse.min(),
-        test_mse=mse,
-        test_fvu=mse / spread,
-        test_fvu_instance=mse_instance / spread_instance,
+        test_mse=error['mse'],
+        test_fvu=error['mse'] / error['spread'],
+        test_fvu_instance=error['mse_instance'] / error['spread_instance'],
         seconds_per_epoch=seconds,
         train_scenes=len(data.train),
         raw_std=Moments.of(data.train).total_std,
@@ -286,12 +289,14 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine):
     result |= {f'{kind}_images': n for kind, n in notes.items() if n}
     result |= usage | by_scene.mean().dropna().to_dict() | _target_kept(run, data)
     result['collapse'] = collapse(result | dict(fvu=result['test_fvu']))
-    features = dict(
-        raw=feature_stats(data.train_and_val),
-        normalized=feature_stats(LazyFeatures(data.train_and_val, run.normalizer)),
-    )
-    write_json(run_dir / 'features.json', features)
+    sources = dict(raw=data.train_and_val, normalized=LazyFeatures(data.train_and_val, run.normalizer))
+    features = {name: feature_stats(feats) for name, feats in sources.items()}
     masks = {k: torch.cat(m) for k, m in zip(('attn', 'masks', 'merged'), zip(*soft))}
+    if not write:
+        return result
+    with atomic_path(run_dir / 'test_scenes.csv') as tmp:
+        by_scene.to_csv(tmp)
+    write_json(run_dir / 'features.json', features)
     save_tensors(run_dir / 'test_masks.safetensors', masks)
-    write_json(run_dir / 'result.json', result)
+    write_sealed(run_dir / 'result.json', result, ('test_scenes.csv', 'features.json', 'test_masks.safetensors'))
     return result

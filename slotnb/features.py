@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 from .backbones import ViTBackbone
-from .core import SlotnbError, batches, cache_dir, digest, write_json
+from .core import SlotnbError, batches, cache_dir, delete_leftovers, digest, write_json
 from .data import Dataset
 from .feature_shards import add_digests, map_shard, read_index, shard_files, write_shard
 
@@ -168,6 +168,7 @@ def _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, sh
     todo, gigabytes = sum(stop - start for _, start, stop in missing), 2e-9 * math.prod(index['shape'])
     _check_space(folder, 2 * todo * math.prod(index['shape'][1:]))
     write_json(folder / 'index.json', index)
+    delete_leftovers(folder)
     if num_workers is None:
         num_workers = 0 if backbone.device.type == 'cpu' else min(8, os.cpu_count())
     batches = iter(_image_batches(dataset, [shard[1:] for shard in missing], batch_size, num_workers))

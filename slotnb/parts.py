@@ -8,6 +8,7 @@ __all__ = ['VARIADIC', 'PARTS', 'is_custom', 'parse_part', 'part_text', 'load_cl
 # %% ../nbs/appendix/parts.ipynb #cb180537
 import ast
 import functools
+import contextlib
 import hashlib
 import hmac
 import importlib
@@ -142,14 +143,16 @@ def signature(
 ) -> str:  # 64 hexadecimal digits
     "HMAC-SHA256 of a run's settings with this machine's key, which is made when it is first needed."
     path = cache_dir() / 'signing_key'
-    if not path.exists():
+    try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f:
-                f.write(secrets.token_hex(32))
-        except FileExistsError:
-            pass
-    return hmac.new(path.read_bytes(), json.dumps(settings, sort_keys=True).encode(), hashlib.sha256).hexdigest()
+        if not path.exists():
+            with contextlib.suppress(FileExistsError):
+                with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), 'w') as f:
+                    f.write(secrets.token_hex(32))
+        key = path.read_bytes()
+    except OSError as e:
+        raise SlotnbError(f'cannot write {path}: {e.strerror or e}; set SLOTNB_CACHE to a folder of your own') from e
+    return hmac.new(key, json.dumps(settings, sort_keys=True).encode(), hashlib.sha256).hexdigest()
 
 
 def check_trust(

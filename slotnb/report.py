@@ -14,13 +14,16 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from .core import SlotnbError, atomic_path, read_json
+from .core import SlotnbError, atomic_path, delete_leftovers, read_json
 from .geometry import frame_of
 from .metrics import hard_masks
 from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
 from .runs.checkpoints import load_tensors
+from .runs.identity import read_about
 from .runs.notebooks import find_notebook
+from .runs.state import read_metrics
+from .runs.verify import read_sealed, verified
 
 # %% ../nbs/appendix/report.ipynb #cell-5
 def load_runs(
@@ -29,10 +32,10 @@ def load_runs(
     "Read the settings and results of all finished runs. `SlotnbError` if there is none."
     rows = []
     for path in sorted(Path(runs_dir).glob('*/*/result.json')):
-        book = read_json(path.parent / 'config.json')
+        book = read_about(path.parent / 'config.json')
         rows.append(
             book['config']
-            | read_json(path)
+            | read_sealed(path)
             | dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
         )
     if not rows:
@@ -87,7 +90,7 @@ def load_curves(
     "The metrics.csv of every run, with the run's label, normalizer and seed."
     return pd.concat(
         [
-            pd.read_csv(Path(r.run_dir) / 'metrics.csv').assign(label=r.label, normalizer=r.normalizer, seed=r.seed)
+            read_metrics(r.run_dir).assign(label=r.label, normalizer=r.normalizer, seed=r.seed)
             for r in runs.itertuples()
         ],
         ignore_index=True,
@@ -100,7 +103,7 @@ def load_features(
     "Feature statistics (`features.json`) of the first seed; the features do not depend on the seed."
     rows = {}
     for r in runs.drop_duplicates(['label', 'normalizer']).itertuples():
-        stats = read_json(Path(r.run_dir) / 'features.json')
+        stats = read_json(verified(Path(r.run_dir) / 'features.json'))
         rows.setdefault((r.label, 'none'), stats['raw'])
         rows[r.label, r.normalizer] = stats['normalized']
     return pd.DataFrame(rows).T.rename_axis(['label', 'normalizer']).astype(dict(components_90=int))
@@ -172,8 +175,8 @@ def plot_scores(
 # %% ../nbs/appendix/report.ipynb #cell-14
 def _test_masks(run_dir, source, ids):
     "A run's label, its masks of some test scenes, each (k n), and their grids (h, w). A border is left out."
-    book, masks = read_json(Path(run_dir) / 'config.json'), load_tensors(Path(run_dir) / 'test_masks.safetensors')[0]
-    masks = masks[source].float()[ids]
+    book = read_about(Path(run_dir) / 'config.json')
+    masks = load_tensors(verified(Path(run_dir) / 'test_masks.safetensors'))[0][source].float()[ids]
     frames = [frame_of(m.T, tuple(book['backbone']['grid'])) for m in masks]
     return _label(book), [f.cut(m) for f, m in zip(frames, masks)], [f.size for f in frames]
 
@@ -274,6 +277,7 @@ def render_notebook(
     cwd = Path(notebook).parent if Path(notebook).is_file() else Path.cwd()  # a packaged one runs here
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
+    delete_leftovers(out.parent)
     done = out.with_suffix('.ipynb')
     pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, cwd=str(cwd), progress_bar=False)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)

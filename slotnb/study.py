@@ -20,7 +20,7 @@ import torch
 from joblib import Parallel, delayed, parallel_config
 from scipy.stats import t as student
 from tqdm import tqdm
-from .core import SlotnbError, default_device, read_json, write_json
+from .core import SlotnbError, default_device
 from .evaluate import at_score_size, evaluate, load_run, outputs
 from .features import LazyFeatures
 from .geometry import frame_of
@@ -28,6 +28,8 @@ from .metrics import evaluate_masks
 from .runs.config import TrainConfig
 from .runs.folder import epochs_done, mark_failed, why_failed
 from .runs.inputs import NOT_OF_DATA, prepare
+from .runs.state import read_metrics
+from .runs.verify import read_sealed, why_unsound, write_sealed
 from .sweep import run_status, train_together
 from .train import fit
 
@@ -153,7 +155,7 @@ def score_run(
         _data.clear()
         _data[shared] = prepare(shared, show_progress=False)
     data = _data[shared]
-    if not (run_dir / 'result.json').exists():
+    if not (run_dir / 'result.json').exists() or why_unsound(run_dir / 'result.json'):
         evaluate(run_dir, show_progress=False, data=data)
     scenes, scores = data.scenes['train'], {}
     if scenes.has_ground_truth:
@@ -165,8 +167,13 @@ def score_run(
             tables.append(evaluate_masks([at_score_size(s)], [frame.cut(m)], 'train', frame.size))
         table = pd.concat(tables)
         scores = table.drop(columns=['frame']).mean(numeric_only=True).dropna().to_dict()
-    write_json(run_dir / 'study.json', scores)
+    write_sealed(run_dir / 'study.json', scores)
     return run_dir / 'study.json'
+
+
+def _has_study(config):
+    path = config.run_dir / 'study.json'
+    return path.exists() and not why_unsound(path)
 
 
 def _is_trained(config):
@@ -193,7 +200,7 @@ def run_study(
 ) -> dict[str, str]:  # run folder: why it failed
     "Train and score what is missing. After an interruption the same call resumes."
     everything = [c for configs in plan.values() for c in configs]
-    todo = [c for c in everything if run_status(c) != 'finished' or not (c.run_dir / 'study.json').exists()]
+    todo = [c for c in everything if run_status(c) != 'finished' or not _has_study(c)]
     gpu = any(default_device(c.device).type == 'cuda' for c in todo)
     workers = workers or (1 if gpu else os.cpu_count())
     job = import_module('slotnb.study')._train_and_score  # by its module, so that other processes can import it
@@ -232,11 +239,11 @@ def collect(
             if why := why_failed(c):
                 rows.append(row | dict(failed=why))
                 continue
-            curve = pd.read_csv(c.run_dir / 'metrics.csv')
+            curve = read_metrics(c.run_dir)
             rows.append(
                 row
-                | read_json(c.run_dir / 'result.json')
-                | read_json(c.run_dir / 'study.json')
+                | read_sealed(c.run_dir / 'result.json')
+                | read_sealed(c.run_dir / 'study.json')
                 | dict(
                     train_mse=curve.mse.iloc[-1],
                     val_fvu=curve.val_fvu.min(),
@@ -255,7 +262,7 @@ def curves(
     "The learning curves of all runs."
     return pd.concat(
         [
-            pd.read_csv(c.run_dir / 'metrics.csv', usecols=['epoch', *columns]).assign(arm=arm, seed=c.seed)
+            read_metrics(c.run_dir)[['epoch', *columns]].assign(arm=arm, seed=c.seed)
             for arm, configs in plan.items()
             for c in configs
             if (c.run_dir / 'study.json').exists()

@@ -17,7 +17,7 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
-from .core import SlotnbError, cache_dir, default_device, read_json, write_json
+from .core import SlotnbError, cache_dir, default_device
 from .evaluate import at_score_size
 from .features import extract
 from .geometry import frame_of
@@ -30,6 +30,7 @@ from .runs.folder import epochs_done, mark_failed
 from .runs.identity import check_same_run
 from .runs.jobs import Executor, follow
 from .runs.notebooks import find_notebook
+from .runs.verify import has_table, read_sealed, why_unsound, write_sealed, write_table
 
 # %% ../nbs/15_sweep.ipynb #cell-5
 def declared_parameters(
@@ -89,10 +90,15 @@ def plan_runs(
 def run_status(
     config: TrainConfig,
 ) -> str:  # 'finished', 'started' or 'new'
-    "State of a run's folder. `SlotnbError` if it holds a run with other settings."
+    "State of a run's folder; 'started' if its results are damaged. `SlotnbError` if its settings are others."
     if not check_same_run(config.run_dir / 'config.json', config=asdict(config)):
         return 'new'
-    return 'finished' if (config.run_dir / 'result.json').exists() else 'started'
+    path = config.run_dir / 'result.json'
+    if not path.exists():
+        return 'started'
+    if why := why_unsound(path):
+        tqdm.write(f'{why}; it is evaluated again')
+    return 'started' if why else 'finished'
 
 # %% ../nbs/15_sweep.ipynb #cell-13
 def score_floors(
@@ -226,6 +232,15 @@ def _digests(config, show_progress):
     return prepare(config, show_progress).digests
 
 
+def _data_of_earlier(path):
+    "Digests of the data in sweep.json. A damaged one is made again: the runs know their data too."
+    try:
+        return read_sealed(path).get('data', {}) if path.exists() else {}
+    except SlotnbError as e:
+        tqdm.write(str(e))
+        return {}
+
+
 def sweep(
     config: SweepConfig,
     show_progress: bool = True,
@@ -259,7 +274,9 @@ def _sweep(config, plan_of, executor, show_progress):
     if not available:
         raise SlotnbError('no backbone is available. ' + ' '.join(missing.values()))
     out, plan = Path(config.out_dir), plan_of(available)
-    before = read_json(out / 'sweep.json').get('data', {}) if (out / 'sweep.json').exists() else {}
+    for c in plan:
+        check_same_run(c.run_dir / 'config.json', data=data[c.backbone])
+    before = _data_of_earlier(out / 'sweep.json')
     for b, parts in data.items():
         for part, content in parts.items():
             if before.get(b, {}).get(part, content) != content:
@@ -267,10 +284,10 @@ def _sweep(config, plan_of, executor, show_progress):
                     f'{out} holds a sweep on other images or masks (those of {part} have changed since); '
                     'choose another out_dir, or delete that folder'
                 )
-    write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
-    if not (out / 'floors.csv').exists():
+    write_sealed(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
+    if not has_table(out / 'floors.csv'):
         floors = executor.call(score_floors, available[0], plan[0], list(config.seed), show_progress)
-        floors.to_csv(out / 'floors.csv', index=False)
+        write_table(out / 'floors.csv', floors, index=False)
     failed = train_together(plan, show_progress) if config.executor == 'local' else {}
     rest = [c for c in plan if str(c.run_dir) not in failed]
     return failed | run_all(rest, executor, config.notebook, show_progress)

@@ -8,6 +8,7 @@ __all__ = ['train_step', 'lr_at', 'make_optimizer', 'make_loss', 'set_lr', 'trai
 
 # %% ../nbs/13_train.ipynb #cc935c14
 import math
+import os
 import time
 from functools import partial
 from pathlib import Path
@@ -244,10 +245,21 @@ def fit(
         return _fit(config, show_progress, save_every, data)
 
 
+def _is_read_only(config):
+    "Whether a run is finished and its folder cannot be written, so that there is nothing to do."
+    state = config.run_dir / 'last_state.safetensors'
+    if not state.is_file() or os.access(config.run_dir, os.W_OK):
+        return False
+    return load_tensors(state)[1].get('epoch') == repr(config.num_epochs)
+
+
 def _fit(config, show_progress, save_every, data):
     "What `fit` does, with the number of threads that the run began with."
     check_same_run(config.run_dir / 'config.json', config=asdict(config))  # before features are computed
     data, device, segments = data or prepare(config, show_progress), default_device(config.device), None
+    if _is_read_only(config):
+        check_same_run(config.run_dir / 'config.json', backbone=data.record, data=data.digests)
+        return config.run_dir
     rounds = config.round_configs
     for i, part in enumerate(rounds, 1):
         norm = fit_normalizer(part, data, device, segments)

@@ -1,7 +1,9 @@
 "A run's own files, damaged or changed: named and refused in one sentence, or mended to the last digit."
 
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 import numpy as np
 import pytest
 import torch
@@ -11,9 +13,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from slotnb.core import SlotnbError, read_json, write_json
 from slotnb.evaluate import evaluate, load_run
+from slotnb.explorer.replay import Replay
+from slotnb.report import load_curves, load_features, load_runs
 from slotnb.runs.checkpoints import load_tensors, save_tensors
 from slotnb.runs.config import TrainConfig
 from slotnb.runs.state import read_metrics
+from slotnb.runs.verify import verified, write_sealed
+from slotnb.study import curves
+from slotnb.sweep import run_status
 from slotnb.train import fit
 
 TINY = dict(backbone='timm:test_vit', weights='random', resolution='64', normalizer='instance', rounds=1, device='cpu')
@@ -112,7 +119,9 @@ def test_an_older_run_is_resumed(config, finished):
             {k: v for k, v in tensors.items() if k != 'rows'}, path, {k: v for k, v in meta.items() if k != 'run'}
         )
     about = read_json(config.run_dir / 'config.json')
-    write_json(config.run_dir / 'config.json', {k: v for k, v in about.items() if k not in ('threads', 'data')})
+    write_json(
+        config.run_dir / 'config.json', {k: v for k, v in about.items() if k not in ('threads', 'data', 'digest')}
+    )
     fit(config, False)
     assert evaluate(config.run_dir, False)['ari_attn'] == read_json(finished.run_dir / 'result.json')['ari_attn']
     (config.run_dir / 'metrics.csv').write_text('epoch,loss\r\n0,1.0\r\n')
@@ -169,9 +178,14 @@ def test_a_config_that_is_none(config, content):
 def test_a_changed_config_is_refused(config):
     path = config.run_dir / 'config.json'
     about = read_json(path)
-    for change in (dict(seed=5), dict(attn_temperature=2.0)):
-        write_json(path, about | dict(config=about['config'] | change))
-        refused(lambda: load_run(config.run_dir), 'config.json')
+    for change in (dict(threads=7), dict(trained_with=['abacus']), dict(versions={})):
+        write_json(path, about | change)
+        refused(lambda: load_run(config.run_dir), 'config.json was changed')
+    older = {k: v for k, v in about.items() if k != 'digest'}
+    for digests in (about, older):  # without a digest it is the checkpoint's key that does not fit
+        for change in (dict(seed=5), dict(attn_temperature=2.0)):
+            write_json(path, digests | dict(config=about['config'] | change))
+            refused(lambda: load_run(config.run_dir), 'config.json')
     write_json(path, about | dict(backbone=about['backbone'] | dict(resolution=[32, 32])))
     refused(lambda: load_run(config.run_dir), 'config.json')
     write_json(path, about | dict(config=about['config'] | dict(data_dir='moved', device='cuda')))
@@ -185,6 +199,74 @@ def test_files_that_are_for_reading_only(config):
     fit(config, False)
     assert 'epochs.safetensors is damaged' in (config.run_dir / 'train.log').read_text()
     assert np.isnan(evaluate(config.run_dir, False)['seconds_per_epoch'])
+
+
+@pytest.fixture(scope='module')
+def another(finished, tmp_path_factory):
+    "The same run with another seed: its files are as sound as those of `finished`."
+    config = replace(finished, seed=1, save_dir=str(tmp_path_factory.mktemp('another')))
+    fit(config, False)
+    evaluate(config.run_dir, False)
+    return config
+
+
+RESULTS = ('result.json', 'test_scenes.csv', 'features.json', 'test_masks.safetensors')
+CHANGES = dict(
+    digit=lambda data: re.sub(rb'(\d)(\D*)$', lambda m: b'%d' % ((int(m[1]) + 1) % 10) + m[2], data),
+    bit=lambda data: data[:-40] + bytes([data[-40] ^ 1]) + data[-39:],
+    cut=lambda data: data[:-30],
+    empty=lambda data: b'',
+)
+
+
+@pytest.mark.parametrize('name', RESULTS)
+@pytest.mark.parametrize('change', [*CHANGES, 'exchanged', 'missing'])
+def test_changed_results_are_refused_and_made_again(config, another, change, name, tmp_path, capsys):
+    "What reads them names the file; the sweep does not take the run for finished; evaluation makes them again."
+    path = config.run_dir / name
+    before = path.read_bytes()
+    if change == 'missing':
+        path.unlink()
+    else:
+        data = (another.run_dir / name).read_bytes() if change == 'exchanged' else CHANGES[change](before)
+        assert data != before or name == 'features.json'
+        path.write_bytes(data)
+    if name == 'features.json' and change == 'exchanged':  # the features of both seeds are the same
+        return
+    if (change, name) == ('exchanged', 'result.json'):
+        name = 'test_scenes.csv'  # the first one that the other record does not fit
+    if (change, name) == ('missing', 'result.json'):
+        assert run_status(config) == 'started'
+    else:
+        refused(lambda: report_of(config), name, 'makes it again')
+        assert run_status(config) == 'started' and name in capsys.readouterr().out
+    evaluate(config.run_dir, False)
+    assert path.read_bytes() == before and run_status(config) == 'finished'
+    report_of(config)
+
+
+def report_of(config):
+    "Read all that a report reads of a run."
+    runs = load_runs(Path(config.save_dir).parent)
+    load_features(runs)
+    load_curves(runs)
+    (row,) = runs.itertuples()
+    for name in ('test_scenes.csv', 'test_masks.safetensors'):
+        verified(Path(row.run_dir) / name)
+
+
+@pytest.mark.parametrize('damage', TABLES)
+def test_a_changed_table_is_shown_by_nobody(config, damage):
+    path = config.run_dir / 'metrics.csv'
+    path.write_bytes(TABLES[damage](path.read_bytes()))
+    for f in (lambda: report_of(config), lambda: Replay(config.run_dir), lambda: curves(dict(a=[config]), ('loss',))):
+        write_sealed(config.run_dir / 'study.json', {})
+        refused(f, 'metrics.csv was changed or is cut off')
+
+
+def test_masks_of_another_run_are_not_replayed(config, another):
+    shutil.copy(another.run_dir / 'epochs.safetensors', config.run_dir)
+    refused(lambda: Replay(config.run_dir), 'epochs.safetensors is of another run')
 
 
 def test_masks_belong_to_a_run(config, tmp_path):

@@ -17,6 +17,7 @@ from slotnb.report import build_report, load_runs, plot_masks, plot_objects
 from slotnb.formats.shards import write_shards
 from slotnb.sweep import score_floors
 from slotnb.runs.config import preset
+from slotnb.runs.verify import read_sealed
 from slotnb.evaluate import evaluate
 from slotnb.train import fit
 from test_data import SEG, write
@@ -306,7 +307,7 @@ def test_training_and_evaluation_without_truth(bare_run, tmp_path):
     assert {'test_mse', 'test_fvu', 'test_fvu_instance', 'slot_cosine', 'effective_slots', 'collapse'} <= set(result)
     assert (
         not [k for k in result if k.startswith(('ari', 'fg_ari', 'mbo', 'miou', 'best_overlap'))]
-        and json.loads((run_dir / 'result.json').read_text()) == result
+        and read_sealed(run_dir / 'result.json') == result
     )
     assert (
         list(pd.read_csv(run_dir / 'test_scenes.csv').columns) == ['scene', 'frame']

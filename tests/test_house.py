@@ -30,20 +30,19 @@ ALLOWED = {
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks',
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
-    'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state formats.detect '
-    'segment.result segment.segmenter train',
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.executors '
-    'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry',
+    'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention weights',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
+    'runs.verify': 'core',
     'runs.notebooks': 'core runs.config runs.identity runs.owner',
     'runs.jobs': 'core runs.config runs.notebooks',
     'runs.executors': 'core runs.jobs',
     'runs.shipped': 'backbones core features runs.checkpoints',
-    'runs.masks': 'core runs.checkpoints runs.inputs',
+    'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config',
     'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
@@ -70,7 +69,7 @@ ALLOWED = {
     'formats.movi': 'core data formats.splits formats.tfrecords',
     'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits '
     'formats.video',
-    'formats.convert': 'core data formats.detect formats.shards plots',
+    'formats.convert': 'core data formats.detect formats.shards plots runs.owner',
     # scenes
     'scenes.physics': 'core',
     'scenes.camera': 'scenes.physics',
@@ -78,7 +77,7 @@ ALLOWED = {
     'scenes.plan': 'core scenes.camera scenes.floors scenes.physics',
     'scenes.lighting': 'scenes.camera scenes.floors scenes.physics scenes.plan',
     'scenes.kubric_files': 'core scenes.camera scenes.lighting scenes.physics scenes.plan',
-    'scenes.render': 'core scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
+    'scenes.render': 'core runs.owner scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
@@ -90,8 +89,8 @@ ALLOWED = {
     'refine runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
-    'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views geometry '
-    'metrics plots runs.config runs.inputs runs.masks',
+    'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views geometry metrics plots '
+    'runs.config runs.inputs runs.masks runs.identity runs.state',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
     'explorer.save': 'commands.segment core data',
@@ -114,8 +113,9 @@ ALLOWED = {
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '
     'plots',
     'plots': 'core',
-    'study': 'core evaluate features geometry metrics runs.config runs.folder runs.inputs sweep train',
-    'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks',
+    'study': 'core evaluate features geometry metrics runs.config runs.folder runs.inputs sweep train runs.state '
+    'runs.verify',
+    'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
     'cli': 'commands.flags core',
     # commands

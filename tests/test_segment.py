@@ -146,8 +146,10 @@ def test_killed_and_run_again(tmp_path, photos, capsys):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     assert not (killed / 'contact_sheet.png').exists()
-    (killed / 'labels/.2.png.abc').write_bytes(b'as a process leaves it that is killed while it writes')
+    (killed / 'labels/.2.png.0123ab-99-abcdefgh').write_bytes(b'as a process leaves it that is killed')
+    (killed / '.pre-commit-config.yaml').write_text('somebody else wrote this')
     subprocess.run(command, check=True, capture_output=True)
+    (killed / '.pre-commit-config.yaml').unlink()
     assert contents(killed) == contents(whole)
 
 

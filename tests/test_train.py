@@ -16,6 +16,7 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.model import build
 from slotnb.runs.checkpoints import load_tensors, warm_start
 from slotnb.runs.config import PRESETS, TrainConfig
+from slotnb.runs.identity import write_about
 from slotnb.train import fit
 
 SMALL = PRESETS['version_0_1'] | dict(
@@ -75,7 +76,7 @@ def test_another_engine_is_recorded(tmp_path, few_scenes):
     config = TrainConfig(**SMALL | dict(data_dir=str(few_scenes), num_epochs=1, save_dir=str(tmp_path)))
     path = fit(config, show_progress=False) / 'config.json'
     about = json.loads(path.read_text())
-    write_json(path, about | dict(trained_with=['fast, fp32: compiled, AVX512']))
+    write_about(path, about | dict(trained_with=['fast, fp32: compiled, AVX512']))
     fit(config, show_progress=False)
     assert json.loads(path.read_text())['trained_with'] == ['fast, fp32: compiled, AVX512', 'torch, fp32']
     assert 'the numbers may differ' in (path.parent / 'train.log').read_text()
@@ -127,9 +128,13 @@ def test_nothing_is_pickled(tmp_path):
 
 def test_checkpoint_of_another_shape(tmp_path):
     run_dir = fit(TrainConfig(**SMALL | dict(num_epochs=1, save_dir=str(tmp_path))), False)
-    text = (run_dir / 'config.json').read_text()
-    assert '"slot_dim": 64' in text
-    (run_dir / 'config.json').write_text(text.replace('"slot_dim": 64', '"slot_dim": 32'))
+    about = json.loads((run_dir / 'config.json').read_text())
+    about['config']['slot_dim'] = 32
+    write_json(run_dir / 'config.json', about)
+    with pytest.raises(SlotnbError, match='config.json was changed'):
+        load_run(run_dir)
+    del about['digest']  # of an older version
+    write_json(run_dir / 'config.json', about)
     with pytest.raises(SlotnbError, match='of another model: model.project'):
         load_run(run_dir)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 import pandas as pd
 from slotnb.core import SlotnbError, read_json
+from slotnb.runs.verify import verified
 from slotnb.study import Estimate, estimate, paired
 
 SCORES = ('fg_ari_attn', 'mbo_attn')  # on the test scenes, of slot attention's masks
@@ -28,11 +29,13 @@ class Evidence:
         cls,
         folder: str | Path,  # where `run.measure_claims` wrote
     ) -> 'Evidence':
-        "Read the tables. `SlotnbError` names a missing one."
+        "Read the tables. `SlotnbError` names one that is missing or was changed."
         folder = Path(folder)
         for name in ('runs.csv', 'features.csv', 'floors.csv', 'times.json', 'provenance.json'):
             if not (folder / name).is_file():
                 raise SlotnbError(f'{folder / name} is missing; python reports/claims writes it')
+        for path in folder.glob('*.csv'):
+            verified(path)
         rows = pd.read_csv(folder / 'runs.csv', dtype=dict(failed=str, collapse=str))
         return cls(
             rows.fillna(dict(failed='', collapse='')),

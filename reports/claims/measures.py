@@ -13,7 +13,6 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 from slotnb.baselines import kmeans_masks
-from slotnb.core import read_json
 from slotnb.diagnostics import feature_stats, slot_stats
 from slotnb.evaluate import load_run, predict
 from slotnb.feature_measures import effective_rank, neighbour_cosine, spectrum
@@ -23,7 +22,9 @@ from slotnb.normalizer import Normalizer
 from slotnb.refine import refine_masks
 from slotnb.runs.checkpoints import load_tensors
 from slotnb.runs.config import TrainConfig
+from slotnb.runs.identity import read_about
 from slotnb.runs.inputs import frozen_backbone, open_split, prepare
+from slotnb.runs.verify import verified
 from slotnb.study import Arm
 from claims.protocol import QUESTIONS
 
@@ -37,8 +38,8 @@ def _finished(plan, arms):
 
 def _test_masks(config, source):
     "Masks of the test scenes (s k n), and their grid (h, w)."
-    masks = load_tensors(config.run_dir / 'test_masks.safetensors')[0][source].float()
-    return masks, tuple(read_json(config.run_dir / 'config.json')['backbone']['grid'])
+    masks = load_tensors(verified(config.run_dir / 'test_masks.safetensors'))[0][source].float()
+    return masks, tuple(read_about(config.run_dir / 'config.json')['backbone']['grid'])
 
 
 def feature_rows(
@@ -162,7 +163,7 @@ def scene_rows(
     rows = []
     for arm, c in _finished(plan, arms):
         visible = {s.name: len(np.setdiff1d(s.segmentation, [0])) for s in open_split(c, 'test', False)}
-        table = pd.read_csv(c.run_dir / 'test_scenes.csv')
+        table = pd.read_csv(verified(c.run_dir / 'test_scenes.csv'))
         rows.append(
             pd.DataFrame(
                 dict(

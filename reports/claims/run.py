@@ -12,10 +12,11 @@ from pathlib import Path
 import torch
 import tyro
 from tqdm import tqdm
-from slotnb.core import SlotnbError, atomic_path, cache_dir, default_device, write_json
+from slotnb.core import SlotnbError, cache_dir, default_device, write_json
 from slotnb.runs.checkpoints import load_tensors, save_tensors
 from slotnb.runs.config import TrainConfig, versions
 from slotnb.runs.inputs import frozen_backbone
+from slotnb.runs.verify import verified, write_table
 from slotnb.study import Arm, collect, curves, plan_study, run_study
 from slotnb.sweep import score_floors
 from claims.evidence import Evidence
@@ -104,13 +105,12 @@ def _write_tables(plan, arms, config, base, show_progress):
         floors=lambda: score_floors(first.backbone, first, list(seeds), show_progress),
     )
     for name, make in tqdm(tables.items(), 'tables', disable=not show_progress):
-        with atomic_path(out / f'{name}.csv') as tmp:
-            make().to_csv(tmp, index=False, float_format='%.6g')
+        write_table(out / f'{name}.csv', make(), index=False, float_format='%.6g')
     write_json(out / 'times.json', time_rows(first))
     masks = {}  # the decoder's masks of a few test scenes, first seed of each arm, for the figures
     for arm, (c, *_) in plan.items():
         if (c.run_dir / 'study.json').exists():
-            masks[arm] = load_tensors(c.run_dir / 'test_masks.safetensors')[0]['masks'][list(PICTURES)].half()
+            masks[arm] = load_tensors(verified(c.run_dir / 'test_masks.safetensors'))[0]['masks'][list(PICTURES)].half()
     save_tensors(out / 'masks.safetensors', masks, scenes=PICTURES)
 
 

@@ -6,6 +6,7 @@
 __all__ = ['TRAIN', 'SWEEP', 'COMMANDS', 'expand', 'TrainCommand', 'ReportConfig', 'ExploreConfig', 'with_preset', 'settled']
 
 # %% ../../nbs/commands/runs.ipynb #abc28b1a
+import os
 import sys
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated
@@ -149,10 +150,15 @@ def _train(c):
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
     text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
-    text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
+    if (run_dir / 'test_masks.safetensors').exists():
+        text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
     print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
-    if has_no_splits(c.data_dir):
+    if not has_no_splits(c.data_dir):
+        return
+    if os.access(run_dir, os.W_OK):
         _segment_all(c)
+    else:
+        print(f'{run_dir} cannot be written; for masks of all images: slotnb segment {c.data_dir} --run {run_dir}')
 
 
 def _segment_all(c):

@@ -7,8 +7,7 @@ __all__ = ['Replay', 'training_page']
 
 # %% ../../nbs/explorer/replay.ipynb #replay-2
 from pathlib import Path
-import pandas as pd
-from ..core import SlotnbError, cannot_read, read_json
+from ..core import SlotnbError
 from ..data import Sample
 from ..diagnostics import collapse
 from .pages import Page, input_pictures, slot_pictures
@@ -19,8 +18,10 @@ from ..geometry import frame_of
 from ..metrics import hard_masks
 from ..plots import colorize, match_colors, overlay
 from ..runs.config import TrainConfig
+from ..runs.identity import read_about
 from ..runs.inputs import open_split
 from ..runs.masks import load_tracked_masks
+from ..runs.state import read_metrics
 
 # %% ../../nbs/explorer/replay.ipynb #replay-7
 class Replay:
@@ -43,7 +44,7 @@ class Replay:
         self.folder, self.epochs = Path(run_dir), None
         path = self.folder / 'config.json'
         try:
-            about = read_json(path)
+            about = read_about(path)
             self.config, self.grid = TrainConfig(**about['config']), tuple(about['backbone']['grid'])
         except (KeyError, TypeError) as e:
             raise SlotnbError(f"{path} is not a run's configuration ({e})") from None
@@ -53,11 +54,7 @@ class Replay:
     def refresh(self) -> bool:  # whether epochs were added
         "Read the masks and metrics again."
         history = load_tracked_masks(self.folder)
-        path = self.folder / 'metrics.csv'
-        try:
-            self.table = pd.read_csv(path).set_index('epoch')
-        except OSError as e:
-            raise cannot_read(path, e) from None
+        self.table = read_metrics(self.folder).set_index('epoch')
         before, self.epochs, self.history = self.epochs, history.epochs.tolist(), history
         if self.epochs != before:
             self.samples = self._samples()

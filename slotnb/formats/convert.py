@@ -20,6 +20,7 @@ from ..data import Dataset
 from .detect import open_dataset
 from .shards import encode_json, encode_png, write_shards
 from ..plots import contact_sheet
+from ..runs.owner import Owner
 
 # %% ../../nbs/formats/convert.ipynb #cell-6
 def describe(
@@ -203,26 +204,31 @@ def convert(
         raise SlotnbError(f"format '{fmt}' is not supported; choose {' or '.join(FORMATS)}")
     if fmt == 'kubric' and not dataset.has_ground_truth:
         write_kubric(dataset, out_dir, split)  # raises before anything is written
-    out, file = Path(out_dir), Path(out_dir) / f'convert-{split}.json'
+    out = Path(out_dir).expanduser()
+    file = out / f'convert-{split}.json'
     record = dict(
         format=fmt, source=str(dataset.root), shard_size=shard_size, samples=digest([e[:2] for e in dataset.entries])
     )
-    written = any((out / split).glob('*')) or any(out.glob(f'{split}-*.tar'))
-    if written and file.exists():
-        before = read_json(file)
-        for field, value in record.items():
-            if before.get(field) != value:
-                raise SlotnbError(
-                    f"{out} holds the split '{split}' of another conversion (its {field} differs: {before.get(field)} "
-                    f'there, {value} here); choose another folder or delete that one'
-                )
-    elif written:
-        raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
-    write_json(file, record)
-    if fmt == 'kubric':
-        write_kubric(dataset, out, split, progress)
-    else:
-        write_shards(dataset, out, split, shard_size, progress)
+    with Owner(out) as owner:  # a second command would delete the files that this one is writing
+        owner.delete_leftovers(split)
+        written = any((out / split).glob('*')) or any(out.glob(f'{split}-*.tar'))
+        if written and file.exists():
+            before = read_json(file)
+            if not isinstance(before, dict):
+                raise SlotnbError(f'{file} is not what slotnb data convert writes; choose another folder')
+            for field, value in record.items():
+                if before.get(field) != value:
+                    raise SlotnbError(
+                        f"{out} holds the split '{split}' of another conversion (its {field} differs: "
+                        f'{before.get(field)} there, {value} here); choose another folder or delete that one'
+                    )
+        elif written:
+            raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
+        write_json(file, record)
+        if fmt == 'kubric':
+            write_kubric(dataset, out, split, progress)
+        else:
+            write_shards(dataset, out, split, shard_size, progress)
     return out
 
 

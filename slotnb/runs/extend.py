@@ -11,7 +11,7 @@ from ..core import SlotnbError, write_json
 from ..parts import signature
 from .checkpoints import load_tensors
 from .config import TrainConfig
-from .identity import check_same_run, read_about
+from .identity import check_same_run, read_about, write_about
 
 # %% ../../nbs/runs/extend.ipynb #13ce759d
 def extend(
@@ -38,5 +38,5 @@ def extend(
     config = replace(config, extended=f'{before},{done}'.lstrip(','))
     (config.run_dir / 'result.json').unlink(missing_ok=True)  # of the shorter run
     settings = about['config'] | dict(num_epochs=config.num_epochs, extended=config.extended)
-    write_json(path, about | dict(config=settings, signature=signature(settings)))
+    write_about(path, about | dict(config=settings, signature=signature(settings)))
     return config

@@ -38,6 +38,14 @@ class _Log(logging.FileHandler):
         raise _cannot_write(self.baseFilename, sys.exc_info()[1])
 
 
+@contextlib.contextmanager
+def _writing(path):
+    try:
+        yield
+    except OSError as e:
+        raise _cannot_write(e.filename or path, e) from None
+
+
 def _close(log):
     for h in log.handlers[:]:
         log.removeHandler(h)
@@ -110,9 +118,7 @@ class RunState:
             raise
 
     def _open(self, config, data, norm, model, opt, engine, save_every):
-        for path in config.run_dir.glob('.*.*'):  # what was being written when an earlier process was killed
-            if path.is_file() and not path.name.startswith('.owner'):
-                path.unlink()
+        self.owner.delete_leftovers()
         self.key, changed = claim(config, data, engine)
         self.config, self.norm, self.scale, self.model, self.opt = config, norm, data.scale, model, opt
         self.folder, self.path, self.save_every = config.run_dir, config.run_dir / 'last_state.safetensors', save_every
@@ -123,23 +129,21 @@ class RunState:
             warm_start(self.model, config.warm_start)
         if resumed:
             self.restore()
-        try:
+        with _writing(self.folder):
             self.log, self.saved = _log(self.folder), time.monotonic()
             self.timing = open(self.folder / 'timing.csv', 'a')
-        except OSError as e:
-            raise _cannot_write(e.filename, e) from None
         if resumed:
             self.log.info(f'resumed after epoch {self.epoch}')
         if changed:
             self._say(changed)
         try:
-            self.masks = MaskHistory(self.folder, data, self.epoch)
+            self.masks = MaskHistory(self.folder, data, self.epoch, self.key)
         except SlotnbError as e:
             if not (self.folder / 'epochs.safetensors').is_file():
                 raise
             self._say(f'{e}. Resumed without the masks of earlier epochs, which only the explorer shows')
             (self.folder / 'epochs.safetensors').unlink()
-            self.masks = MaskHistory(self.folder, data, self.epoch)
+            self.masks = MaskHistory(self.folder, data, self.epoch, self.key)
         self._write_table()
 
     def _say(self, text):
@@ -186,11 +190,14 @@ class RunState:
 
     def close(self):
         "Write what is kept in memory and close the files; a second call does nothing."
-        self._write_best()
-        self.masks.write()
-        self.timing.close()
-        _close(self.log)
-        self.owner.release()
+        try:
+            self._write_best()
+            self.masks.write()
+        finally:
+            with contextlib.suppress(OSError):  # a full disk, which has been reported
+                self.timing.close()
+            _close(self.log)
+            self.owner.release()
 
     def _keep_best(self):
         "Copy the weights on the device; an early epoch is seldom the best for long."
@@ -240,12 +247,11 @@ class RunState:
         last = self.epoch + 1 == self.config.num_epochs
         if last or not checkpoint_path(self.folder).exists():
             self._write_best()  # the first one at once, for the explorer; the last one before the row that ends the run
-        try:
+        with _writing(self.folder / 'metrics.csv'):
             _append(self.folder / 'metrics.csv', row)
+        with _writing(self.folder / 'timing.csv'):
             self.timing.write(f'{self.epoch},{seconds:.4f}\n')
             self.timing.flush()
-        except OSError as e:
-            raise _cannot_write(self.folder / 'metrics.csv', e) from None
         self.rows += csv_text(row, header=not self.rows)
         self._warn(row)
         self.log.info(' '.join(f'{k} {v:.4g}' for k, v in row.items()))

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from ..core import SlotnbError
 from .checkpoints import load_tensors, save_tensors
+from .identity import read_about, run_key
 from .inputs import RunData
 
 # %% ../../nbs/runs/masks.ipynb #c3469c15
@@ -45,7 +46,9 @@ def load_tracked_masks(
         raise SlotnbError(
             f'{path} is missing: no epoch has ended, or an older version trained the run; train it again to replay it'
         )
-    tensors, _ = load_tensors(path)
+    (tensors, meta), about = load_tensors(path), path.with_name('config.json')
+    if 'run' in meta and about.exists() and meta['run'] != repr(run_key(read_about(about))):
+        raise SlotnbError(f'{path} is of another run than the config.json beside it; delete it, or train again')
     if set(tensors) != set(TrackedMasks._fields):
         raise SlotnbError(f'{path} holds {sorted(tensors)} instead of {sorted(TrackedMasks._fields)}; delete it')
     return TrackedMasks(**tensors)
@@ -59,7 +62,9 @@ class MaskHistory:
         folder: Path,  # the run's
         data: RunData,
         epoch: int,  # where the run resumes; masks of this epoch and later ones are dropped
+        key: str = '',  # of the run, see `run_key`
     ):
+        self.about = dict(run=key) if key else {}
         self.path, self.index = folder / 'epochs.safetensors', data.val.index[:NUM_TRACKED]
         self.history, self.unwritten, self.written = None, [], 0.0
         if epoch and self.path.exists():
@@ -90,4 +95,4 @@ class MaskHistory:
             joined = {k: torch.cat([getattr(self.history, k), getattr(now, k)]) for k in ('epochs', 'attn', 'masks')}
             now = now._replace(**joined)
         self.history, self.unwritten, self.written = now, [], time.monotonic()
-        save_tensors(self.path, now._asdict())
+        save_tensors(self.path, now._asdict(), **self.about)

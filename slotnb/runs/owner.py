@@ -9,7 +9,7 @@ __all__ = ['Owner']
 import os
 from pathlib import Path
 from filelock import FileLock, Timeout
-from ..core import SlotnbError
+from ..core import SlotnbError, delete_leftovers
 
 # %% ../../nbs/runs/owner.ipynb #0abb43af
 class Owner:
@@ -20,23 +20,35 @@ class Owner:
         folder: str | Path,  # created if it does not exist; gets the hidden file .owner
         wait: float = 0,  # seconds for another owner to end
     ):
-        self.folder, path = Path(folder), Path(folder) / '.owner'
+        self.folder, self.lock, path = Path(folder), None, Path(folder) / '.owner'
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.lock = FileLock(f'{path}.lock')
             self.lock.acquire(timeout=wait)
+            path.write_text(str(os.getpid()))
         except Timeout:
             number = path.read_text() if path.exists() else 'unknown'
             raise SlotnbError(
                 f'{folder} is in use by process {number}; wait until it ends, or choose another folder'
             ) from None
         except OSError as e:
-            raise SlotnbError(f'cannot write {folder}: {e.strerror or e}; choose another folder') from e
-        path.write_text(str(os.getpid()))
+            self.release()
+            raise SlotnbError(
+                f'cannot write {folder}: {e.strerror or e}; free some space or choose another folder'
+            ) from e
+
+    def delete_leftovers(
+        self,
+        *below: str,  # folders in this one
+    ):
+        "Delete files that were being written when an earlier owner was killed (see `atomic_path`)."
+        found = [path for name in below for path in (self.folder / name, *(self.folder / name).rglob('*/'))]
+        for path in (self.folder, *found):
+            delete_leftovers(path, owned=True)
 
     def release(self):
         "Give the folder back; a second call does nothing."
-        if self.lock.is_locked:
+        if self.lock and self.lock.is_locked:
             (self.folder / '.owner').unlink(missing_ok=True)
             self.lock.release()
 

@@ -76,7 +76,8 @@ def pack(
     tensors, meta = load_tensors(first)
     feats = probe_features(backbone)
     results = [read_json(checkpoint_path(d).parent / 'result.json') for d in run_dirs]
-    config.pop('signature', None)  # of this machine
+    for name in ('signature', 'digest'):  # of this machine, and of the file as it was
+        config.pop(name, None)
     config['config']['save_dir'] = 'checkpoints'
     out.mkdir(parents=True, exist_ok=True)
     save_tensors(out / 'best_model.safetensors', tensors, **{k: literal_eval(v) for k, v in meta.items()})

@@ -13,10 +13,12 @@ import threading
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing, contextmanager
-from multiprocessing import active_children, get_context, parent_process
+from copy import copy
+from multiprocessing import active_children, current_process, get_context, parent_process
 from pathlib import Path
 from tqdm import tqdm
 from ..core import SlotnbError, read_json, write_json
+from ..runs.owner import Owner
 from .kubric_files import write_scene
 from .lighting import light, load_mitsuba, sky_light
 from .physics import CLIP, need
@@ -103,19 +105,33 @@ def _start_worker(threads):
     _threads(threads)
 
 
+_NO_GUARD = 87  # exit code of a worker in which the caller's script calls `render` again
+
+
 def _in_processes(
     tasks: list[tuple],  # arguments of `_make`
     workers: int,  # number of processes
 ):
     "Yield once per finished task. The workers are killed if the caller stops early or an error occurs."
-    others = active_children()
-    pool = ProcessPoolExecutor(workers, get_context('spawn'), _start_worker, (max(1, _cores() // workers),))
+    others, started, context = active_children(), [], copy(get_context('spawn'))
+
+    def process(*args, **kwargs):
+        started.append(get_context('spawn').Process(*args, **kwargs))
+        return started[-1]
+
+    context.Process = process
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (max(1, _cores() // workers),))
     try:
         with _uninterrupted():
             running = [pool.submit(_make, *t) for t in tasks]
         for done in as_completed(running):
             yield done.result()
     except BrokenProcessPool:
+        if any(p.exitcode == _NO_GUARD for p in started):
+            raise SlotnbError(
+                f'render with {workers} workers was called by a script that its processes import: put the call below '
+                "`if __name__ == '__main__':`, or use workers=1"
+            ) from None
         raise SlotnbError(
             'a worker of render ended before its scene was complete, possibly out of memory; '
             'run the same command again with fewer workers to resume'
@@ -146,8 +162,10 @@ def render(
     progress: bool = True,  # show a progress bar
 ) -> int:  # number of scenes made now; complete ones are skipped
     "Render a dataset of scenes after MOVi-A. A second call resumes or, with more `scenes`, extends it."
+    if getattr(current_process(), '_inheriting', False):  # a worker, which imports the script of its parent
+        os._exit(_NO_GUARD)
     _validate(scenes, metal, frames, size, samples, split, workers, min_pixels, floor)
-    out_dir = Path(out_dir)
+    out_dir = Path(out_dir).expanduser()
     mitsuba, mujoco = load_mitsuba().__version__, need('mujoco').__version__
     if min_pixels is None:
         min_pixels = pixels_needed(size)
@@ -157,37 +175,38 @@ def render(
         low, high = parse_metal(0.5 if metal is None else metal)
         splits = {split: [dict(kind='share', metal=f'{low}..{high}')] * scenes}
     common = dict(seed=seed, size=size, num_frames=frames, min_pixels=min_pixels, floor=floor)
-    tasks = []
-    for s, flags in splits.items():
-        settings = dict(
-            seed=seed,
-            size=size,
-            frames=frames,
-            min_pixels=min_pixels,
-            metal=flags[0].get('metal', 'committed'),
-            samples=samples,
-            depth=depth,
-            normals=normals,
-            floor=floor,
-            mujoco=mujoco,
-            mitsuba=mitsuba,
-        )
-        _claim(out_dir, s, settings)
-        for i, f in enumerate(flags):
-            plan = common | dict(split=s, index=i) | f
-            tasks.append((out_dir / s / f'scene_{i:04d}', plan, samples, depth, normals))
-    todo = [t for t in tasks if not t[0].exists()]
-    workers = min(workers, len(todo))
-    if workers > 1:
-        run = _in_processes(todo, workers)
-    else:
-        _threads(_cores())
-        run = (_make(*t) for t in todo)
-    done = len(tasks) - len(todo)
-    with closing(run):
-        for _ in tqdm(run, 'scenes', total=len(tasks), initial=done, smoothing=0, disable=not progress):
-            pass
-    return len(todo)
+    with Owner(out_dir):  # a second command would delete the scenes that this one is writing
+        tasks = []
+        for s, flags in splits.items():
+            settings = dict(
+                seed=seed,
+                size=size,
+                frames=frames,
+                min_pixels=min_pixels,
+                metal=flags[0].get('metal', 'committed'),
+                samples=samples,
+                depth=depth,
+                normals=normals,
+                floor=floor,
+                mujoco=mujoco,
+                mitsuba=mitsuba,
+            )
+            _claim(out_dir, s, settings)
+            for i, f in enumerate(flags):
+                plan = common | dict(split=s, index=i) | f
+                tasks.append((out_dir / s / f'scene_{i:04d}', plan, samples, depth, normals))
+        todo = [t for t in tasks if not t[0].exists()]
+        workers = min(workers, len(todo))
+        if workers > 1:
+            run = _in_processes(todo, workers)
+        else:
+            _threads(_cores())
+            run = (_make(*t) for t in todo)
+        done = len(tasks) - len(todo)
+        with closing(run):
+            for _ in tqdm(run, 'scenes', total=len(tasks), initial=done, smoothing=0, disable=not progress):
+                pass
+        return len(todo)
 
 # %% ../../nbs/scenes/render.ipynb #cell-11
 def _validate(scenes, metal, frames, size, samples, split, workers, min_pixels, floor):

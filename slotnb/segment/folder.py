@@ -50,9 +50,9 @@ def write_masks(
     "Segment a dataset into a folder. The same call resumes; `SlotnbError` if the folder holds masks of other settings."
     out, numbered = Path(out), len(dataset.scenes) < len(dataset)
     stems = [file_stem(e.name, e.frame if numbered else None) for e in dataset.entries]
-    with Owner(out):
+    with Owner(out) as owner:
         _claim(out, record | dict(numbered=numbered, soft=files.soft))
-        _delete_leftovers(out)
+        owner.delete_leftovers('labels', 'overlays', 'soft')
         rows, latest, done, started = _read_index(out), {}, 0, time.perf_counter()
         with (
             tqdm(desc=f'segment {dataset.root}', total=len(dataset), unit='image', disable=not show_progress) as bar,
@@ -96,14 +96,6 @@ def _claim(out, record):
             raise SlotnbError(
                 f'{path.parent} holds masks of other settings ({k} {old!r} there, {new!r} here); choose another folder'
             )
-
-
-def _delete_leftovers(out):
-    "Files that were being written when an earlier process was killed."
-    below = [path for name in ('labels', 'overlays', 'soft') for path in (out / name).rglob('.*.*')]
-    for path in [*out.glob('.*.*'), *below]:
-        if path.is_file() and not path.name.startswith('.owner'):
-            path.unlink()
 
 
 def _read_index(out):

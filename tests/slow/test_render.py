@@ -266,7 +266,8 @@ def alive(group):
 
 
 def contents(folder):
-    return {str(f.relative_to(folder)): f.read_bytes() for f in sorted(folder.rglob('*')) if f.is_file()}
+    files = (f for f in sorted(folder.rglob('*')) if f.is_file() and not f.name.startswith('.owner'))
+    return {str(f.relative_to(folder)): f.read_bytes() for f in files}
 
 
 @pytest.mark.skipif(sys.platform != 'linux', reason='looks into /proc')
