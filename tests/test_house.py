@@ -62,12 +62,16 @@ ALLOWED = {
     'formats.masks': 'core data',
     'formats.folders': 'core formats.splits',
     'formats.images': 'core data formats.folders formats.masks formats.splits',
+    'formats.panoptic': 'core data formats.masks',
+    'formats.coco': 'core data formats.folders formats.images formats.masks formats.panoptic formats.splits',
+    'formats.class_masks': 'core data formats.folders formats.images formats.masks formats.splits',
     'formats.shards': 'core data formats.masks formats.splits',
     'formats.video': 'core data formats.folders formats.splits',
     'formats.tfrecords': 'core',
     'formats.movi': 'core data formats.splits formats.tfrecords',
-    'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits '
-    'formats.video',
+    'formats.multi_object': 'core data formats.masks formats.splits formats.tfrecords',
+    'formats.detect': 'core data formats.class_masks formats.coco formats.folders formats.images formats.movi '
+    'formats.multi_object formats.shards formats.splits formats.video',
     'formats.convert': 'core data formats.detect formats.shards plots',
     # scenes
     'scenes.physics': 'core',

@@ -156,7 +156,8 @@ def _train(c):
 
 def _segment_all(c):
     "Masks of all images of a folder without splits, as `slotnb segment --run` writes them."
-    run, data = load_run(c.run_dir, trust=True), open_dataset(c.data_dir, None, c.max_frames, c.skip_broken)
+    run = load_run(c.run_dir, trust=True)
+    data = open_dataset(c.data_dir, None, c.max_frames, c.skip_broken, masks=False)
     record = dict(run=digest(checkpoint_path(c.run_dir)), backbone=run.record)
     out = c.run_dir / (f'masks_{c.num_epochs}_epochs' if c.extended else 'masks')
     write_masks(run.segmenter(device=c.device), data, out, record)
