@@ -201,6 +201,8 @@ class SweepConfig:
     workers: int = 0  # runs at a time; 0: one per core on a CPU, one on a GPU
     engine: str = 'torch'  # torch, or fast: see train; on a GPU runs of the same shape then train as one program
     data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
+    train_split: str = 'train'  # part of data_dir to train on
+    test_split: str = 'test'  # part of data_dir to score on
 
 # %% ../nbs/15_sweep.ipynb #cell-18
 def parse_settings(
@@ -242,7 +244,7 @@ def sweep(
 ) -> dict[str, str]:  # what failed and why
     "Run the comparison. A backbone without weights is recorded as not measured and the others run."
     declared_parameters(config.notebook)  # refuses a file that is no such notebook
-    settings = dict(num_epochs=config.num_epochs, engine=config.engine, data_dir=config.data_dir)
+    settings = {k: getattr(config, k) for k in 'num_epochs engine data_dir train_split test_split'.split()}
     settings |= parse_settings(config.set, config.notebook)
     if settings.get('resize', 'stretch') != 'stretch':
         raise SlotnbError('a sweep and its report have resize stretch only; for another one use slotnb train')

@@ -14,14 +14,14 @@ from tqdm import tqdm
 from ..core import SlotnbError, digest
 from ..evaluate import evaluate, load_run
 from ..explorer.state import find_runs, find_scenes
-from ..formats.detect import has_no_splits, open_dataset
+from ..formats.detect import open_dataset
 from ..parts import is_custom
 from ..report import build_report
 from ..runs.checkpoints import checkpoint_path, load_tensors
 from ..runs.config import LETTERBOX, PRESETS, TrainConfig, preset
 from ..runs.extend import extend
 from ..runs.identity import check_same_run, read_about
-from ..runs.inputs import prepare
+from ..runs.inputs import holds_out, prepare
 from ..segment.folder import write_masks
 from ..sweep import SweepConfig, sweep
 from ..train import fit
@@ -104,7 +104,7 @@ def settled(
 
 def _resize_of(c):
     "What `resize auto` is for a new run."
-    if not has_no_splits(c.data_dir):
+    if not holds_out(c):
         return 'stretch'
     wrong = [name for name, known in LETTERBOX.items() if getattr(c, name) not in known]
     wrong += ['backbone'] if is_custom(c.backbone) else []
@@ -150,7 +150,7 @@ def _train(c):
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
     text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
     print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
-    if has_no_splits(c.data_dir):
+    if holds_out(c):
         _segment_all(c)
 
 
@@ -192,7 +192,8 @@ def _sweep(c):
 
 TRAIN = dict(
     common='data_dir save_dir backbone num_slots num_epochs resize seed device preset extend',
-    features='weights layer final_norm facet resolution grid_size precision max_frames skip_broken feature_std',
+    data='train_split test_split max_frames skip_broken',
+    features='weights layer final_norm facet resolution grid_size precision feature_std',
     space='normalizer space_dim rounds',
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',

@@ -164,7 +164,7 @@ def _decode(annotation, h, w, where):
             rle = coco_mask.merge(coco_mask.frPyObjects(s, h, w))
         elif isinstance(s, dict) and list(s.get('size', ())) == [h, w]:
             counts = _counts(s['counts']) if isinstance(s['counts'], str) else s['counts']
-            if min(counts) < 0 or sum(counts) != h * w:
+            if min(counts, default=-1) < 0 or sum(counts) != h * w:
                 raise ValueError('the runs do not fill the picture')
             rle = coco_mask.frPyObjects(dict(size=[h, w], counts=counts), h, w)
         elif isinstance(s, dict) and 'counts' in s:

@@ -114,10 +114,12 @@ def open_part(
     max_frames: int | None = 1,  # as in `open_dataset`
     skip_broken: bool = False,  # as in `open_dataset`
     progress: bool = True,  # show progress bars
+    name: str = '',  # of the split that is the part; empty: the same
 ) -> Dataset:
     "A split; of a folder without splits the fifth of the scenes whose names have the smallest hashes, or the others."
-    if part not in ('train', 'test') or not has_no_splits(data_dir):
-        return open_dataset(data_dir, part, max_frames, skip_broken, progress)
+    name = name or part
+    if part not in ('train', 'test') or name != part or not has_no_splits(data_dir):
+        return open_dataset(data_dir, name, max_frames, skip_broken, progress)
     data = open_dataset(data_dir, None, max_frames, skip_broken, progress)
     if len(data.scenes) < 2:
         raise SlotnbError(f"'{data_dir}' holds one image or video; training needs one to train on and one to test on")
