@@ -278,6 +278,7 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine):
         test_fvu_instance=mse_instance / spread_instance,
         seconds_per_epoch=seconds,
         train_scenes=len(data.train),
+        score_size=SCORE_SIZE,
         raw_std=Moments.of(data.train).total_std,
         engine=read_about(run_dir / 'config.json').get('trained_with', ['unknown'])[-1],
     )

@@ -96,8 +96,10 @@ def foreground_iou(
     train_labels: np.ndarray,  # (s n)
     test: Tensor,  # (s n d)
     test_labels: np.ndarray,  # (s n)
-) -> float:  # IoU of foreground patches over all test scenes
+) -> float:  # IoU of foreground patches over all test scenes; NaN if the training scenes have one kind only
     "Logistic regression of foreground on single tokens, trained on other scenes."
+    if len(np.unique(train_labels[train_labels >= 0] > 0)) < 2:
+        return np.nan  # all patches are foreground, or none is
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
     known, scored = train_labels.ravel() >= 0, test_labels.ravel() >= 0  # not void
     probe.fit(train.flatten(0, 1).numpy()[known], train_labels.ravel()[known] > 0)

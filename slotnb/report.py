@@ -29,24 +29,23 @@ def load_runs(
     rows = []
     for path in sorted(Path(runs_dir).glob('*/*/result.json')):
         book = read_json(path.parent / 'config.json')
-        rows.append(
-            book['config']
-            | read_json(path)
-            | dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
-        )
+        about = dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
+        rows.append(book['config'] | read_json(path) | about)
     if not rows:
         raise SlotnbError(f"'{runs_dir}' holds no finished run; create runs with slotnb sweep --out_dir {runs_dir}")
-    return pd.DataFrame(rows)
+    if len({r.get('score_size') for r in rows}) > 1:
+        raise SlotnbError(
+            f"'{runs_dir}' mixes runs that were scored at several sizes; the same slotnb sweep scores anew"
+        )
+    table = pd.DataFrame(rows)
+    scored = [f'{m}_{c[4:]}' for c in table if c.startswith('ari_') for m in ('fg_ari', 'mbo')]
+    return table.assign(**{c: np.nan for c in scored if c not in table})  # no test scene has an object
 
 
 def _label(book):
     "Name of a run's features in tables and figures: backbone, std if they were rescaled, RANDOM WEIGHTS if they are."
-    c = book['config']
-    return (
-        c['backbone']
-        + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '')
-        + (' RANDOM WEIGHTS' if 'RANDOM' in book['backbone']['weights'] else '')
-    )
+    c, random = book['config'], ' RANDOM WEIGHTS' * ('RANDOM' in book['backbone']['weights'])
+    return c['backbone'] + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '') + random
 
 # %% ../nbs/appendix/report.ipynb #cell-8
 _PERCENT = tuple('fg_ari ari mbo miou best_overlap found_ split_ merged_refined lost_'.split())
@@ -63,6 +62,8 @@ def results_table(
     def cell(values, name):
         if not pd.api.types.is_numeric_dtype(values):
             return ', '.join(sorted(set(map(str, values))))
+        if values.isna().all():
+            return '–'
         v = values * (100 if name.startswith(_PERCENT) else 1)
         digits = 1 if name.startswith(_PERCENT) or v.abs().max() >= 20 else 3
         return f'{v.mean():.{digits}f}' + (f' ± {v.std():.{digits}f}' if len(v) > 1 else '')

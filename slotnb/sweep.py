@@ -18,8 +18,8 @@ from joblib import Parallel, delayed
 from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
-from .core import SlotnbError, cache_dir, default_device, read_json, write_json
-from .evaluate import at_score_size
+from .core import SlotnbError, atomic_path, cache_dir, default_device, read_json, write_json
+from .evaluate import SCORE_SIZE, at_score_size
 from .features import extract
 from .metrics import evaluate_labels, evaluate_masks
 from .refine import refine_masks
@@ -90,7 +90,9 @@ def run_status(
     "State of a run's folder. `SlotnbError` if it holds a run with other settings."
     if not check_same_run(config.run_dir / 'config.json', config=asdict(config)):
         return 'new'
-    return 'finished' if (config.run_dir / 'result.json').exists() else 'started'
+    result = config.run_dir / 'result.json'
+    same_size = result.exists() and read_json(result).get('score_size') == SCORE_SIZE  # or it is scored anew
+    return 'finished' if same_size else 'started'
 
 # %% ../nbs/15_sweep.ipynb #cell-13
 def score_floors(
@@ -266,7 +268,8 @@ def sweep(
     if not available:
         raise SlotnbError('no backbone is available. ' + ' '.join(missing.values()))
     out, plan = Path(config.out_dir), plan_of(available)
-    before = read_json(out / 'sweep.json').get('data', {}) if (out / 'sweep.json').exists() else {}
+    last = read_json(out / 'sweep.json') if (out / 'sweep.json').exists() else {}
+    before = last.get('data', {})
     for b, parts in data.items():
         for part, content in parts.items():
             if before.get(b, {}).get(part, content) != content:
@@ -274,9 +277,12 @@ def sweep(
                     f'{out} holds a sweep on other images or masks (those of {part} have changed since); '
                     'choose another out_dir, or delete that folder'
                 )
-    write_json(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
-    if not (out / 'floors.csv').exists():
-        score_floors(available[0], plan[0], list(config.seed), show_progress).to_csv(out / 'floors.csv', index=False)
+    if not (out / 'floors.csv').exists() or last.get('score_size') != SCORE_SIZE:
+        floors = score_floors(available[0], plan[0], list(config.seed), show_progress)
+        with atomic_path(out / 'floors.csv') as tmp:
+            floors.to_csv(tmp, index=False)
+    about = dict(config=asdict(config), missing=missing, data=before | data, score_size=SCORE_SIZE)
+    write_json(out / 'sweep.json', about)
     failed = train_together(plan, show_progress)
     rest = [c for c in plan if str(c.run_dir) not in failed]
     return failed | run_all(rest, config.notebook, config.workers, show_progress)

@@ -143,7 +143,10 @@ def _train(c):
     if 'ari_attn' in result:
         for source in ('merged', 'refined'):
             text += f'{source} masks: '
-            text += ', '.join(f"{name} {100 * result[f'{key}_{source}']:.1f}" for name, key in scores.items()) + '; '
+            found = {name: result.get(f'{key}_{source}') for name, key in scores.items()}
+            text += ', '.join(f'{name} {"–" if v is None else f"{100 * v:.1f}"}' for name, v in found.items()) + '; '
+        if 'fg_ari_merged' not in result:
+            text += 'no FG-ARI and mBO, because no test mask holds an object; '
     else:
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
     text += f"engine {result['engine']}"

@@ -23,7 +23,7 @@ from .panoptic import read_panoptic
 from .splits import choose_split, split_folders, split_kind, split_remark
 
 # %% ../../nbs/formats/coco.ipynb #c9345f6b
-_OTHER = re.compile(r'(captions|person_keypoints|keypoints|stuff|image_info|results?)', re.I)
+_OTHER = re.compile(r'(captions|person_keypoints|keypoints|stuff|image_info)', re.I)
 _KINDS = re.compile(r'(instances|panoptic|lvis|coco|annotations?|labels)', re.I)
 
 

@@ -17,7 +17,7 @@ from .coco import CocoFolder, coco_files
 from .folders import SUFFIXES as IMAGES, split_lists, visible
 from .images import ImageFolder
 from .shards import TarShards
-from .splits import choose_split, split_folders, split_kind, split_remark
+from .splits import choose_split, mask_folder, split_folders, split_kind, split_remark
 from .video import SUFFIXES as VIDEOS, VideoFrames
 
 # %% ../../nbs/formats/detect.ipynb #cell-7
@@ -89,6 +89,7 @@ def _open(data_dir, split, max_frames, options):
     if videos:
         return VideoFrames(path, split, max_frames, **options)
     if images and options['masks'] and coco_files(path):
+        _refuse_both(path)
         return CocoFolder(path, split, options['skip_broken'], options['progress'])
     if images and options['masks'] and find_class_masks(path):
         return ClassMasks(path, split, options['skip_broken'], options['progress'])
@@ -163,6 +164,13 @@ def _has(path, *patterns):
     return any(any(path.glob(p)) for p in patterns)
 
 
+def _refuse_both(path):
+    "Annotations in JSON and a folder of masks may differ."
+    for folder in (path, *(path / name for name in split_folders(path))):
+        if (masks := mask_folder(folder)).is_dir() and _count(masks)[0]:
+            raise SlotnbError(f"'{path}' holds annotations in JSON and masks in '{masks}'; move one kind elsewhere")
+
+
 def _only_split(path):
     splits = sorted({p.parent.parent.name for p in path.glob('*/*/rgba_*.png')})
     if len(splits) > 1:
@@ -196,5 +204,5 @@ def _unknown(path, why):
         return SlotnbError(f"'{path}' holds compressed archives; unpack them to .tar with gunzip, for random access")
     return SlotnbError(
         f"'{path}' has no known format: {why}; give Kubric scenes (*/*/rgba_*.png), TFDS records (dataset_info.json), "
-        f"shards (*.tar), videos ({' '.join(VIDEOS)}) or images ({' '.join(IMAGES)})"
+        f"*.tfrecords, shards (*.tar), videos ({' '.join(VIDEOS)}) or images ({' '.join(IMAGES)})"
     )
