@@ -174,8 +174,8 @@ def _decode(annotation, h, w, where):
         return coco_mask.decode(rle).astype(bool)
     except (ValueError, TypeError, KeyError, OverflowError, MemoryError) as e:
         raise SlotnbError(
-            f"{where}: 'segmentation' of annotation {annotation.get('id')!r} cannot be drawn ({e}); correct it, or move "
-            'the file elsewhere to read the pictures without ground truth'
+            f"{where}: 'segmentation' of annotation {annotation.get('id')!r} cannot be drawn ({e}); correct it, or "
+            'move the file elsewhere to read the pictures without ground truth'
         ) from None
 
 

@@ -218,8 +218,8 @@ def refuse_masks_beside(
     for folder in sorted(p for p in base.iterdir() if p.is_dir() and _MASK_FOLDERS.fullmatch(p.name)):
         if find_files(folder, ('.png',)):
             raise SlotnbError(
-                f"'{folder}' looks like masks, which are read from a folder 'masks'; rename it if it numbers objects (classes "
-                'are no objects), or move it elsewhere'
+                f"'{folder}' looks like masks, which are read from a folder 'masks'; rename it if it numbers objects "
+                '(classes are no objects), or move it elsewhere'
             )
 
 # %% ../../nbs/formats/folders.ipynb #f794c51d
