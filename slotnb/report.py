@@ -274,26 +274,27 @@ def render_notebook(
     from nbconvert import HTMLExporter
 
     cwd = Path(notebook).parent if Path(notebook).is_file() else Path.cwd()  # a packaged one runs here
-    out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    done = out.with_suffix('.ipynb')
-    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, cwd=str(cwd), progress_bar=False)
+    done = Path(out).with_suffix('.ipynb')
+    done.parent.mkdir(parents=True, exist_ok=True)
+    options = dict(cwd=str(cwd), progress_bar=False, kernel_name='python3')  # that of this Python, whatever it names
+    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, **options)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_filename(str(done))
     # the anchors of headings are in lower case, as on the site
     page = re.sub(r'(<h[1-6] id="|class="anchor-link" href="#)([^"]+)', lambda m: m[1] + m[2].lower(), page)
     with atomic_path(out) as tmp:
         tmp.write_text(page)
-    return out
+    return Path(out)
 
 
 def build_report(
     runs_dir: str | Path = 'runs',  # of a sweep
     out: str | Path = 'reports/_build/ta_report.html',  # the page; the executed notebook is written beside it
-    notebook: str | Path = '',  # its source; empty: ta_report, or unlabeled_report where the runs have no ground truth
+    notebook: str
+    | Path = '',  # its source; empty: ta_report, or unlabeled_report without ground truth or objects in it
 ) -> Path:  # of the page
     "Execute the report notebook on the runs and write one HTML file; its tables go to the folder of the same name."
-    scored = 'ari_attn' in load_runs(runs_dir)
+    scored = load_runs(runs_dir).get('fg_ari_attn', pd.Series()).notna().any()
     notebook = notebook or f"reports/{'ta_report' if scored else 'unlabeled_report'}.ipynb"
     tables = os.path.abspath(Path(out).with_suffix(''))
     return render_notebook(notebook, out, dict(runs_dir=os.path.abspath(runs_dir), tables=tables))

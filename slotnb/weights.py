@@ -124,7 +124,7 @@ def _parts(path):
 
 def resolve_weights(
     spec,  # `BackboneSpec`, of which name, source, repo and filename are used
-    weights: str = 'auto',  # 'auto', 'random', or the path of a .safetensors, .pth, .pt, .bin or .onnx file, or a folder of sharded ones
+    weights: str = 'auto',  # 'auto', 'random', or a .safetensors, .pth, .pt, .bin or .onnx file, or a folder of parts
 ) -> Weights:
     "Find the weights of a backbone; `SlotnbError` lists the places that were tried."
     if weights == 'random':

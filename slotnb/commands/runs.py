@@ -16,7 +16,7 @@ from ..evaluate import evaluate, load_run
 from ..explorer.state import find_runs, find_scenes
 from ..formats.detect import open_dataset
 from ..parts import is_custom
-from ..report import build_report
+from ..report import build_report, load_runs
 from ..runs.checkpoints import checkpoint_path, load_tensors
 from ..runs.config import LETTERBOX, PRESETS, TrainConfig, preset
 from ..runs.extend import extend
@@ -168,7 +168,10 @@ def _segment_all(c):
 
 
 def _report(c):
-    print(build_report(c.runs_dir, c.out, c.notebook))
+    page, runs = build_report(c.runs_dir, c.out, c.notebook), load_runs(c.runs_dir)
+    if 'ari_attn' in runs and runs.fg_ari_attn.isna().all():
+        print('no FG-ARI and mBO, because no test mask holds an object; the page is that of runs without ground truth')
+    print(page)
 
 
 def _explore(c):
