@@ -119,13 +119,14 @@ class Sample(NamedTuple):
 # %% ../nbs/01_data.ipynb #cell-24
 def read_scene(
     path: str | Path,  # the image, `.../scene_0007/rgba_00000.png`; segmentation and metadata are next to it
+    masks: bool = True,  # False: the image only
 ) -> Sample:
     "Read one frame with its segmentation and metadata, and check that they are consistent."
-    path = Path(path)
-    frame = path.stem.removeprefix('rgba_')
-    meta = path.parent / 'metadata.json'
-    seg_file = path.with_name(f'segmentation_{frame}.png')
-    (image, rotated), seg = decode_image(path), read_segmentation(seg_file)
+    path, (image, rotated) = Path(path), decode_image(path)
+    frame, meta = path.stem.removeprefix('rgba_'), path.parent / 'metadata.json'
+    if not masks:
+        return Sample(path.parent.name, int(frame), path, image, None, [], rotated)
+    seg = read_segmentation(seg_file := path.with_name(f'segmentation_{frame}.png'))
     check_size(image, seg, seg_file)
     insts = check_instances(read_json(meta), int(seg.max()), meta)
     without = [n for n, i in enumerate(insts) if not {'material', 'material_label'} & i.keys()]
@@ -181,8 +182,10 @@ class Dataset:
         entries: list[Entry],  # all samples, in order
         skip_broken: bool = False,  # read all samples now and drop unreadable ones; `skipped` lists the errors
         progress: bool = True,  # show a progress bar
+        masks: bool = True,  # False: `read` gives images only, and does not look at masks
     ):
-        self.root, self.entries, self.skipped = Path(root), entries, []
+        self.root, self.entries, self.skipped, self.masks = Path(root), entries, [], masks
+        self.has_ground_truth = self.has_ground_truth and masks
         if skip_broken:
             self._drop_broken(progress)
 
@@ -253,19 +256,19 @@ class KubricFolders(Dataset):
         max_frames: int | None = 1,  # number of leading frames per scene; 0 or None: all
         skip_broken: bool = False,  # drop unreadable samples and list them in `skipped`
         progress: bool = True,  # show a progress bar
+        masks: bool = True,  # False: images only
     ):
         if max_frames and max_frames < 0:
             raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
         root = _split_dir(Path(data_dir), split)
         folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith('.'))
-        frames = [(s.name, _frames(s)[: max_frames or None]) for s in folders]
-        entries = [Entry(name, int(f.stem.removeprefix('rgba_')), f) for name, files in frames for f in files]
+        entries = [Entry(s.name, int(f.stem[5:]), f) for s in folders for f in _frames(s)[: max_frames or None]]
         if not entries:
             raise SlotnbError(f'{root} holds no scene; expected folders with rgba_00000.png in them')
-        super().__init__(root, entries, skip_broken, progress)
+        super().__init__(root, entries, skip_broken, progress, masks)
 
     def read(self, entry: Entry) -> Sample:
-        return read_scene(entry.where)
+        return read_scene(entry.where, self.masks)
 
 # %% ../nbs/01_data.ipynb #cell-30
 def _split_dir(data_dir, split):
@@ -289,9 +292,7 @@ def instance_table(
 ) -> pd.DataFrame:  # columns scene, frame, instance (id), material, shape, size, color, pixels
     "One row per object of every sample with ground truth. `pixels` counts its visible pixels."
     rows = []
-    for s in dataset:
-        if s.segmentation is None:
-            continue
+    for s in (s for s in dataset if s.segmentation is not None):
         pixels = np.bincount(s.segmentation[s.segmentation >= 0], minlength=len(s.instances) + 1)
         for i, o in enumerate(s.instances, 1):
             labels = {f: _label(o, f) for f in ('material', 'shape', 'size', 'color')}

@@ -118,7 +118,7 @@ class Run:
         "Segment images of any size. Features, normalizer and `feature_std` are those of training."
         segmenter = self.segmenter(**options)
         if isinstance(images, (str, Path)):
-            dataset = open_dataset(images, None, 0)
+            dataset = open_dataset(images, None, 0, masks=False)
             single = dataset.kind == 'image folder' and dataset.root.is_file()
             samples = (s._replace(frame=None) for s in dataset) if len(dataset) == len(dataset.scenes) else dataset
             return next(segmenter(samples)) if single else segmenter(samples)
@@ -283,6 +283,7 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
         test_fvu_instance=error['mse_instance'] / error['spread_instance'],
         seconds_per_epoch=seconds,
         train_scenes=len(data.train),
+        score_size=SCORE_SIZE,
         raw_std=Moments.of(data.train).total_std,
         engine=read_about(run_dir / 'config.json').get('trained_with', ['unknown'])[-1],
     )

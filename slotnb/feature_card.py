@@ -81,7 +81,7 @@ class FeatureCard:
             else f'{self.images_per_second:.1f}'
         )
         error = '' if self.precision_error is None else f"\n{'error against fp32':20} {self.precision_error:.1e}"
-        references = '' if self.references.empty else '\n\n' + self.references.round(3).to_string()
+        references = '' if self.references.empty else '\n\n' + self.references.round(3).to_string(na_rep='–')
         return (
             f"{record}\n{'images per second':20} {speed}{error}\n\n{self.rows.T.map(_short).to_string()}{references}"
             + ''.join(f'\n- {n}' for n in self.notes)
@@ -106,6 +106,8 @@ class FeatureCard:
 
 
 def _short(v):
+    if np.isnan(v):
+        return '–'
     return f'{v:.0f}' if v == round(v) and abs(v) >= 1 else f'{v:.3f}'
 
 

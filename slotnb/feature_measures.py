@@ -61,20 +61,25 @@ def outlier_norm(
 def patch_labels(
     segmentation: np.ndarray,  # (H W) ints, 0 = background, -1 = void
     grid: tuple[int, int],  # (h, w) patches, of any size
-) -> np.ndarray:  # (h*w) ints
-    "The segment with the largest area in each patch; a patch that is void throughout counts as background."
-    one_hot = torch.nn.functional.one_hot(torch.as_tensor(segmentation) + 1)[..., 1:].permute(2, 0, 1).float()
-    return torch.nn.functional.adaptive_avg_pool2d(one_hot, grid).argmax(0).flatten().numpy()
+) -> np.ndarray:  # (h*w) ints, -1 where the whole patch is void
+    "The segment with the largest area in each patch; a patch that is void throughout is in no measure."
+    one_hot = torch.nn.functional.one_hot(torch.as_tensor(segmentation) + 1).permute(2, 0, 1).float()
+    share = torch.nn.functional.adaptive_avg_pool2d(one_hot, grid)[1:].flatten(1)
+    if not len(share):
+        return np.full(grid[0] * grid[1], -1)
+    return torch.where(share.sum(0) > 0, share.argmax(0), -1).numpy()
 
 
 def fit_embedding(
     feats: Tensor,  # (s n d) of the training scenes
-    labels: np.ndarray,  # (s n) ints, from `patch_labels`; labels of different scenes are unrelated
+    labels: np.ndarray,  # (s n) ints, from `patch_labels`; labels of different scenes are unrelated, -1 is left out
     dim: int = 16,  # output dimensions
     shrinkage: float = 0.1,  # of the within-object covariance, 0 to 1
 ):  # fitted pipeline; `transform` maps tokens, centered per image, to `dim` numbers
     "Fisher's linear discriminant that separates the objects of an image."
-    x, y = _centered(feats), (labels + (labels.max() + 1) * np.arange(len(labels))[:, None]).ravel()
+    known = labels.ravel() >= 0  # not void
+    y = (labels + (labels.max() + 1) * np.arange(len(labels))[:, None]).ravel()[known]
+    x = _centered(feats)[known]
     _, inverse, count = np.unique(y, return_inverse=True, return_counts=True)
     keep = count[inverse] > 1  # at least two patches
     classes = int((count > 1).sum())
@@ -91,11 +96,14 @@ def foreground_iou(
     train_labels: np.ndarray,  # (s n)
     test: Tensor,  # (s n d)
     test_labels: np.ndarray,  # (s n)
-) -> float:  # IoU of foreground patches over all test scenes
+) -> float:  # IoU of foreground patches over all test scenes; NaN if the training scenes have one kind only
     "Logistic regression of foreground on single tokens, trained on other scenes."
+    if len(np.unique(train_labels[train_labels >= 0] > 0)) < 2:
+        return np.nan  # all patches are foreground, or none is
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=200, tol=1e-3))
-    probe.fit(train.flatten(0, 1).numpy(), train_labels.ravel() > 0)
-    pred, true = probe.predict(test.flatten(0, 1).numpy()), test_labels.ravel() > 0
+    known, scored = train_labels.ravel() >= 0, test_labels.ravel() >= 0  # not void
+    probe.fit(train.flatten(0, 1).numpy()[known], train_labels.ravel()[known] > 0)
+    pred, true = probe.predict(test.flatten(0, 1).numpy()[scored]), test_labels.ravel()[scored] > 0
     return float((pred & true).sum() / max((pred | true).sum(), 1))
 
 # %% ../nbs/appendix/feature_measures.ipynb #m19
@@ -178,9 +186,10 @@ def mask_scores(
         for m in results:
             row[f'{method}_{m}'] = results[m].mean()
             row[f'{method}_{m}_std'] = results[m].std() if len(seeds) > 1 else np.nan
-    true = [np.eye(l.max() + 1)[:, l] for l in data.labels]
-    row['fvu_true_segments'] = float(np.mean([segment_fvu(f, m) for f, m in zip(x, true)]))
-    row['fvu_kmeans'] = float(np.mean([segment_fvu(f, m) for f, m in zip(x, masks['kmeans'])]))
+    parts = [(f, l, m) for f, l, m in zip(x, data.labels, masks['kmeans']) if (l >= 0).any()]
+    of_true = [segment_fvu(f[l >= 0], np.eye(l.max() + 1)[:, l[l >= 0]]) for f, l, _ in parts]
+    of_kmeans = [segment_fvu(f[l >= 0], m[:, l >= 0]) for f, l, m in parts]
+    row['fvu_true_segments'], row['fvu_kmeans'] = float(np.mean(of_true)), float(np.mean(of_kmeans))
     return row
 
 
@@ -193,7 +202,9 @@ def reference_scores(
 ) -> pd.DataFrame:  # 'fixed blocks' and 'ground truth on the grid' by 'ari', 'fg_ari', 'mbo' and 'foreground_iou'
     "Scores of masks that use no features: the lower and the upper reference."
     blocks = block_masks(data.grid, min(3, data.grid[0]), min(4, data.grid[1]))
-    exact = [np.eye(l.max() + 1)[:, l] for l in data.labels]
+    exact = [np.eye(max(l.max(), 0) + 1)[:, np.maximum(l, 0)] for l in data.labels]  # void pixels are in no score
     rows = {'fixed blocks': [blocks] * len(exact), 'ground truth on the grid': exact}
     rows = {name: _mean(evaluate_masks(data.scenes, m, 'x', data.grid), 'x') for name, m in rows.items()}
-    return pd.DataFrame(rows).T.assign(foreground_iou=[(data.labels > 0).mean(), 1.0])  # everything is foreground
+    return pd.DataFrame(rows).T.assign(
+        foreground_iou=[(data.labels[data.labels >= 0] > 0).mean(), 1.0]
+    )  # everything is foreground

@@ -123,6 +123,10 @@ class MiddleSquares(Dataset):
         self.dataset, self.kind, self.has_ground_truth = dataset, dataset.kind, dataset.has_ground_truth
         self.unread, self.skipped = dataset.unread, dataset.skipped
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        return self.dataset.remarks
+
     def read(self, entry: Entry) -> Sample:
         return crop(self.dataset.read(entry))
 

@@ -18,6 +18,7 @@ from .core import SlotnbError
 
 # %% ../nbs/appendix/layouts.ipynb #cell-19
 _LAYOUTS = {  # layout: regular expression of a name that occurs in no other
+    'Hugging Face SigLIP': r'(vision_model\.)?head\.probe',
     'Hugging Face CLIP': r'(vision_model\.)?embeddings\.class_embedding',
     'CLIP': r'(visual\.)?class_embedding',  # of OpenAI and open_clip
     'open_clip with a timm trunk': r'visual\.trunk\..*',
@@ -25,6 +26,7 @@ _LAYOUTS = {  # layout: regular expression of a name that occurs in no other
     'Hugging Face Dinov2': r'encoder\.layer\.0\.layer_scale1\.lambda1',  # with or without registers
     'Hugging Face ViT': r'(encoder\.layer|layers)\.0\.layernorm_before\.weight',  # e.g. `facebook/dino-vits16`
     'DINOv3': r'storage_tokens',
+    'MAE with its decoder': r'decoder_embed\.weight',
     'DINOv2': r'mask_token|register_tokens|blocks\.\d+\.\d+\..*',  # Meta's; the names of DINO are those of timm
     'timm': r'blocks\.0\..*',
 }
@@ -102,6 +104,22 @@ _CLIP_TIMM = (
 )
 
 
+_HF_SIGLIP = (
+    ('embeddings.patch_embedding', 'patch_embed.proj'),
+    ('embeddings.position_embedding.weight', 'pos_embed'),
+    ('encoder.layers.', 'blocks.'),
+    ('layer_norm', 'norm'),
+    ('self_attn.out_proj', 'attn.proj'),
+    ('self_attn.', 'attn.'),
+    ('post_layernorm', 'norm'),
+    ('head.probe', 'attn_pool.latent'),
+    ('head.attention.out_proj', 'attn_pool.proj'),
+    ('head.attention.in_proj_', 'attn_pool.qkv.'),
+    ('head.layernorm', 'attn_pool.norm'),
+    ('head.mlp', 'attn_pool.mlp'),
+)
+
+
 def _rename(state, rules):
     out = {}
     for k, v in state.items():
@@ -134,6 +152,15 @@ def to_timm(
     if kind in ('CLIP', 'Hugging Face CLIP'):
         state = _rename({k: v for k, v in to_open_clip(state).items() if k != 'proj'}, _CLIP_TIMM)
         return state | dict(cls_token=state['cls_token'][None, None], pos_embed=state['pos_embed'][None])
+    if kind == 'Hugging Face SigLIP':
+        state = {k: v for k, v in _under(state, 'vision_model.').items() if not k.endswith('position_ids')}
+        state = _fuse(_rename(state, _HF_SIGLIP), ('q_proj', 'k_proj', 'v_proj'), 'qkv.')
+        for name in ('weight', 'bias'):
+            q, kv = state.pop(f'attn_pool.qkv.{name}').tensor_split([state['pos_embed'].shape[-1]])
+            state |= {f'attn_pool.q.{name}': q, f'attn_pool.kv.{name}': kv}
+        return state | dict(pos_embed=state['pos_embed'][None])
+    if kind == 'MAE with its decoder':
+        return {k: v for k, v in state.items() if not k.startswith('decoder_') and k != 'mask_token'}
     if kind == 'Hugging Face DINOv3':
         state = _rename(state, _HF_DINOV3)
         up, down = ('mlp.w2', 'mlp.w3') if any('mlp.w1.' in k for k in state) else ('mlp.fc1', 'mlp.fc2')

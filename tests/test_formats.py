@@ -99,7 +99,7 @@ def test_records_are_handed_on(tmp_path, monkeypatch):
     paths = ['gs://kubric-public/tfds/movi_a/256x256/1.0.0', tmp_path / 'movi_a/256x256/1.0.0', tmp_path / 'movi_a']
     for p in paths:
         open_dataset(p, 'validation', 2, True, False)
-    assert asked == [((p, 'validation', 2), dict(skip_broken=True, progress=False)) for p in paths]
+    assert asked == [((p, 'validation', 2), dict(skip_broken=True, progress=False, masks=True)) for p in paths]
 
 
 def test_what_is_nothing(tmp_path):

@@ -63,13 +63,17 @@ ALLOWED = {
     'formats.masks': 'core data',
     'formats.folders': 'core formats.splits',
     'formats.images': 'core data formats.folders formats.masks formats.splits',
+    'formats.panoptic': 'core data formats.masks',
+    'formats.coco': 'core data formats.folders formats.images formats.masks formats.panoptic formats.splits',
+    'formats.class_masks': 'core data formats.folders formats.images formats.masks formats.splits',
     'formats.shards': 'core data formats.masks formats.splits',
     'formats.video': 'core data formats.folders formats.splits',
     'formats.tfrecords': 'core',
     'formats.movi': 'core data formats.splits formats.tfrecords',
-    'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits '
-    'formats.video',
+    'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits formats.video '
+    'formats.class_masks formats.coco formats.multi_object',
     'formats.convert': 'core data formats.detect formats.shards plots runs.owner',
+    'formats.multi_object': 'core data formats.masks formats.splits formats.tfrecords',
     # scenes
     'scenes.physics': 'core',
     'scenes.camera': 'scenes.physics',

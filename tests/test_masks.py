@@ -2,18 +2,21 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFilter
-from slotnb.baselines import ground_truth_masks
+from slotnb.baselines import ground_truth_masks, kmeans_masks
 from slotnb.core import SlotnbError
 from slotnb.data import Sample
 from slotnb.evaluate import SCORE_SIZE, at_score_size
-from slotnb.feature_measures import patch_labels
+from slotnb.feature_measures import LabeledScenes, fit_embedding, mask_scores, patch_labels, reference_scores
 from slotnb.formats.convert import convert, describe
 from slotnb.formats.detect import open_dataset
 from slotnb.formats.images import ImageFolder
 from slotnb.formats.masks import VOID, number_instances, read_mask
 from slotnb.metrics import evaluate_scene
+from slotnb.normalizer import Normalizer
 from slotnb.plots import colorize, match_colors
+from tqdm import tqdm
 
 SIZE = (64, 48)
 GREY = Image.new('L', SIZE)
@@ -143,8 +146,13 @@ def folder(root, *masks):
 def test_255_alone_goes_by_the_other_masks(tmp_path):
     alone, numbered, void = values(0, 255, 255, 255), values(0, 1, 2, 3), VOIDS['255 beside 1, 2, 3']
     objects = ImageFolder(folder(tmp_path / 'a', alone, alone))
-    assert [s.segmentation.max() for s in objects] == [1, 1]
-    first, second, third = ImageFolder(folder(tmp_path / 'b', alone, numbered, void))
+    assert [s.segmentation.max() for s in objects] == [1, 1] and 'is an object, because no mask' in objects.remarks[0]
+    data = ImageFolder(folder(tmp_path / 'b', alone, numbered, void))
+    first, second, third = data
+    assert (
+        'is void, because it is void beside other numbers in the mask of 2' in data.remarks[0]
+        and len(data.remarks) == 1
+    )
     assert (first.segmentation == np.where(IDS > 0, VOID, 0)).all() and first.instances == []
     assert second.segmentation.max() == third.segmentation.max() == 3
     with pytest.raises(SlotnbError, match='may be void or an object'):
@@ -169,6 +177,8 @@ def test_void_in_pictures_and_on_the_grid():
     seg[:8, :8] = VOID  # a patch of void only
     assert np.allclose(ground_truth_masks(seg, (6, 8), soft=True).sum(0), 1)
     assert ground_truth_masks(seg, (6, 8)).shape == (4, 48) and patch_labels(seg, (6, 8)).max() == 3
+    labels = patch_labels(seg, (6, 8))
+    assert labels[0] == -1 and labels.min() == -1 and (patch_labels(np.full((48, 64), VOID), (6, 8)) == -1).all()
 
 
 def test_large_images_are_scored_at_a_stated_size():
@@ -179,3 +189,26 @@ def test_large_images_are_scored_at_a_stated_size():
     assert small.image.shape == (384, SCORE_SIZE, 3) and small.segmentation.shape == (384, SCORE_SIZE)
     assert (small.segmentation == seg[::2, ::2]).all()
     assert at_score_size(small).segmentation is small.segmentation
+
+
+def test_a_patch_of_void_is_in_no_measure_of_the_card():
+    "Whatever its features are, and it is no background."
+    rng = np.random.default_rng(0)
+    seg = np.zeros((48, 64), np.int64)
+    seg[8:24, 8:32], seg[24:40, 32:56], seg[:, 56:] = 1, 2, VOID
+    scene = Sample('a', 0, None, rng.integers(0, 255, (48, 64, 3), np.uint8), seg, [dict(material='')] * 2)
+    feats = torch.tensor(rng.normal(size=(4, 48, 6)) + 3 * np.eye(6)[patch_labels(seg, (6, 8))], dtype=torch.float32)
+    wild = feats.clone()
+    wild[:2, patch_labels(seg, (6, 8)) == -1] += 50  # of the scored scenes, in void patches only
+
+    def measures(feats):
+        data = LabeledScenes(feats[:2], [scene] * 2, [0, 1], feats[2:], [scene] * 2, [0, 1], (6, 8))
+        embedding = fit_embedding(feats[2:], data.train_labels)
+        made = [kmeans_masks(f, 3) for f in data.feats]
+        scores = mask_scores(data, Normalizer('none', 6), 3, (0,), dict(kmeans=made), tqdm(disable=True))
+        return scores, embedding, reference_scores(data)
+
+    (a, embedding, reference), (b, _, _) = measures(feats), measures(wild)
+    assert a['foreground_iou'] == b['foreground_iou'] and a['fvu_true_segments'] == b['fvu_true_segments']
+    assert len(embedding[-1].classes_) == 2 * 3  # ground and two objects a scene
+    assert reference.foreground_iou['fixed blocks'] == 12 / 42

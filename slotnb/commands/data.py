@@ -26,14 +26,14 @@ from ..weights import file_stem
 class FeaturesConfig(FeatureSettings):
     "Compute a backbone's features and print the feature-std table; with --card, write the feature card."
 
-    split: str = ''  # which part of data_dir; empty: train, and for the card test
+    split: str = ''  # which part of data_dir; empty: train_split, and for the card test_split
     # block of the backbone whose tokens are used: -1 is the last; several: -1,-4
     layer: str = '-1'
     # input size of the backbone in pixels: 448, 224x308 (height x width), or spec: the backbone's own
     resolution: str = 'spec'
     # patches, resampled bilinearly: 16, 16x22, native (not resampled), or spec: 16 for the three backbones named first
     grid_size: str = 'spec'
-    card: bool = False  # write the feature card: .json, .csv and .png; its probes are trained on the split train
+    card: bool = False  # write the feature card: .json, .csv and .png; its probes are trained on train_split
     out: str = 'feature_cards'  # the card goes to out/backbone
 
 
@@ -112,7 +112,7 @@ def _features(c):
 
 def _card(c, backbone, data):
     try:
-        train = None if c.split == 'train' else open_split(c, 'train')
+        train = None if c.split in ('train', c.train_split) else open_split(c, 'train')
     except SlotnbError:
         train = None  # the card reports what it cannot measure without training scenes
     exact = frozen_backbone(replace(c, precision='fp32')) if backbone.precision != 'fp32' else None
@@ -135,7 +135,7 @@ def _render(c):
 FEATURES = dict(
     common='backbone data_dir split card out device',
     features='weights layer final_norm facet resolution resize grid_size precision',
-    data='max_frames skip_broken',
+    data='train_split test_split max_frames skip_broken',
 )
 RENDER = dict(
     common='out_dir scenes split metal seed workers', pictures='frames size samples floor depth normals min_pixels'

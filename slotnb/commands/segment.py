@@ -62,7 +62,7 @@ def run(
     if c.max_frames < 0:
         raise SlotnbError(f'max_frames {c.max_frames} must be 0 or more')
     path = c.path if '://' in c.path else Path(c.path).expanduser()
-    data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken)
+    data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken, masks=False)
     tell_unread(data, path)
     out, done = Path(c.out).expanduser(), segment(c, data)
     if data.skipped:

@@ -51,6 +51,8 @@ def describe(
             f'without ground truth: {n - masks} of {n} images; '
             'training needs none, but ARI, FG-ARI, mBO and mIoU need masks'
         )
+    if masks and not any(objects):
+        notes.append('no object in any mask: ARI, FG-ARI and mBO measure nothing; are the masks those of objects?')
     if void:
         share = 100 * sum(void) / masks
         notes.append(f'void: {share:.1f} % of the pixels, in {len(void)} of {masks} masks; they are in no metric')

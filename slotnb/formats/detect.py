@@ -12,10 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from ..core import SlotnbError, cannot_read, digest
 from ..data import Dataset, KubricFolders
+from .class_masks import ClassMasks, class_splits, find_class_masks
+from .coco import CocoFolder, coco_files
 from .folders import SUFFIXES as IMAGES, split_lists, visible
 from .images import ImageFolder
 from .shards import TarShards
-from .splits import choose_split, split_folders, split_kind, split_remark
+from .splits import choose_split, mask_folder, split_folders, split_kind, split_remark
 from .video import SUFFIXES as VIDEOS, VideoFrames
 
 # %% ../../nbs/formats/detect.ipynb #cell-7
@@ -25,10 +27,11 @@ def open_dataset(
     max_frames: int | None = 1,  # number of leading frames per scene; 0 or None: all
     skip_broken: bool = False,  # read all samples now and drop unreadable ones; `skipped` lists the errors
     progress: bool = True,  # show progress bars
+    masks: bool = True,  # False: images only; masks are neither read nor checked
 ) -> Dataset:
     "Detect the format of a path and open it. Raises `SlotnbError` if no format matches."
     with _named_if_forbidden():
-        data = _open(data_dir, split, max_frames, dict(skip_broken=skip_broken, progress=progress))
+        data = _open(data_dir, split, max_frames, dict(skip_broken=skip_broken, progress=progress, masks=masks))
     if bad := next((e.name for e in data.entries if re.search('[\0\ud800-\udfff]', e.name)), None):
         raise SlotnbError(f"{data.root}: the name {ascii(bad)} is no UTF-8 text; rename it, for example with convmv")
     return data
@@ -49,6 +52,10 @@ def _open(data_dir, split, max_frames, options):
     if '://' not in str(data_dir):
         data_dir = Path(data_dir).expanduser()
     path = Path(data_dir)
+    if '://' not in str(data_dir) and _is_records(path):
+        from slotnb.formats.multi_object import MultiObjectRecords  # requires the extra `movi`
+
+        return MultiObjectRecords(path, split, **options)
     if '://' in str(data_dir) or _has(path, *('*/' * depth + 'dataset_info.json' for depth in range(3)), '*.tfrecord*'):
         from slotnb.formats.movi import MoviRecords  # requires the extra `movi`
 
@@ -81,6 +88,11 @@ def _open(data_dir, split, max_frames, options):
         )
     if videos:
         return VideoFrames(path, split, max_frames, **options)
+    if images and options['masks'] and coco_files(path):
+        _refuse_both(path)
+        return CocoFolder(path, split, options['skip_broken'], options['progress'])
+    if images and options['masks'] and find_class_masks(path):
+        return ClassMasks(path, split, options['skip_broken'], options['progress'])
     if images:
         return ImageFolder(path, split, **options)
     raise _unknown(path, 'it holds ' + (', '.join(sorted(p.name for p in path.iterdir())[:5]) or 'nothing'))
@@ -103,10 +115,12 @@ def open_part(
     max_frames: int | None = 1,  # as in `open_dataset`
     skip_broken: bool = False,  # as in `open_dataset`
     progress: bool = True,  # show progress bars
+    name: str = '',  # of the split that is the part; empty: the same
 ) -> Dataset:
     "A split; of a folder without splits the fifth of the scenes whose names have the smallest hashes, or the others."
-    if part not in ('train', 'test') or not has_no_splits(data_dir):
-        return open_dataset(data_dir, part, max_frames, skip_broken, progress)
+    name = name or part
+    if part not in ('train', 'test') or name != part or not has_no_splits(data_dir):
+        return open_dataset(data_dir, name, max_frames, skip_broken, progress)
     data = open_dataset(data_dir, None, max_frames, skip_broken, progress)
     if len(data.scenes) < 2:
         raise SlotnbError(f"'{data_dir}' holds one image or video; training needs one to train on and one to test on")
@@ -119,7 +133,13 @@ def open_part(
 # %% ../../nbs/formats/detect.ipynb #cell-8
 def _has_no_splits(data_dir):
     path = Path(data_dir).expanduser()
+    if '://' not in str(data_dir) and _is_records(path):
+        from slotnb.formats.multi_object import record_splits
+
+        return len(record_splits(path)) == 1
     if '://' in str(data_dir) or not path.is_dir() or split_folders(path) or split_lists(path):
+        return False
+    if set(coco_files(path)) - {''} or find_class_masks(path) and class_splits(path):
         return False
     deeper = {split_kind(p.name) for p in path.glob('*/*') if p.is_dir()} - {None}
     if len(deeper) > 1 or (path / 'images').is_dir() and split_folders(path / 'images'):
@@ -135,8 +155,20 @@ def _has_no_splits(data_dir):
     )
 
 
+def _is_records(path):
+    "Whether a path is a file of Multi-Object Datasets or a folder of them."
+    return path.suffix == '.tfrecords' and path.is_file() or _has(path, '*.tfrecords', '*.tfrecords[.-]*')
+
+
 def _has(path, *patterns):
     return any(any(path.glob(p)) for p in patterns)
+
+
+def _refuse_both(path):
+    "Annotations in JSON and a folder of masks may differ."
+    for folder in (path, *(path / name for name in split_folders(path))):
+        if (masks := mask_folder(folder)).is_dir() and _count(masks)[0]:
+            raise SlotnbError(f"'{path}' holds annotations in JSON and masks in '{masks}'; move one kind elsewhere")
 
 
 def _only_split(path):
@@ -172,5 +204,5 @@ def _unknown(path, why):
         return SlotnbError(f"'{path}' holds compressed archives; unpack them to .tar with gunzip, for random access")
     return SlotnbError(
         f"'{path}' has no known format: {why}; give Kubric scenes (*/*/rgba_*.png), TFDS records (dataset_info.json), "
-        f"shards (*.tar), videos ({' '.join(VIDEOS)}) or images ({' '.join(IMAGES)})"
+        f"*.tfrecords, shards (*.tar), videos ({' '.join(VIDEOS)}) or images ({' '.join(IMAGES)})"
     )

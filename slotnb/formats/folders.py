@@ -79,8 +79,11 @@ def pair_masks(
     root: Path,  # the folder of the images
     masks: Path,  # the folder of the masks; it need not exist
     images: list[Path],  # below `root`, outside of `masks`
+    needed: bool = True,  # False: only the photographs count, so that it is no error if masks do not fit
 ) -> tuple[list[Path], dict[Path, list[Path]], dict[str, int]]:  # photographs, the masks of each, what is not read
     "Find the masks of each image. `SlotnbError` for files that look like masks and fit no layout."
+    if not needed:
+        images, masks = _photographs(root, images), root / 'masks of no image'
     images, own = _per_scene(images)
     keys = {_key(f, root): f for f in images}
     found, by_word = {f: list(own.get(f, ())) for f in images}, Counter()
@@ -100,7 +103,7 @@ def pair_masks(
             raise SlotnbError(f"masks lie in '{masks}' and beside the images ({beside[0].name}); keep one kind")
         by_word['masks without an image'] = _from_folder(root, masks, images, found)
     several = next((files for f, files in found.items() if len(files) > 1 and files[0].parent == f.parent), None)
-    if several:
+    if several and needed:
         raise SlotnbError(f'{several[0]} and {several[1].name} are masks of one image; keep one of them')
     _refuse_masks(root, images)
     return images, found, {k: n for k, n in by_word.items() if n}
@@ -156,12 +159,23 @@ def _few_colors(path):
         return False
 
 
+def _in_mask_folder(f, root):
+    return any(_MASK_FOLDERS.fullmatch(part) for part in f.relative_to(root).parts[:-1])
+
+
+def _photographs(root, images):
+    "The images without those in folders of masks and without the masks of Cityscapes and ADE20K."
+    names = {f.stem.removesuffix('_leftImg8bit') for f in images}
+    found = {f: re.fullmatch(r'(.+?)_(gt(Fine|Coarse)_\w+|seg|parts_\d+)', f.stem) for f in images}
+    return [f for f in images if not _in_mask_folder(f, root) and not (found[f] and found[f][1] in names)]
+
+
 def _refuse_masks(root, images):
     "Masks of a layout that is not read would be taken for photographs."
     by_folder, by_word = {}, {}
     keys = {_key(f, root): f for f in images}
     for f in images:
-        if any(_MASK_FOLDERS.fullmatch(part) for part in f.relative_to(root).parts[:-1]):
+        if _in_mask_folder(f, root):
             raise _looks_like_mask(f)
         by_folder.setdefault(f.parent, {})[f.stem] = f
         m = re.fullmatch(r'(.+)[._-]([^\W\d_]\w*)', _key(f, root))
@@ -204,7 +218,8 @@ def refuse_masks_beside(
     for folder in sorted(p for p in base.iterdir() if p.is_dir() and _MASK_FOLDERS.fullmatch(p.name)):
         if find_files(folder, ('.png',)):
             raise SlotnbError(
-                f"'{folder}' looks like masks, which are read from a folder 'masks'; rename it, or move it elsewhere"
+                f"'{folder}' looks like masks, which are read from a folder 'masks'; rename it if it numbers objects "
+                '(classes are no objects), or move it elsewhere'
             )
 
 # %% ../../nbs/formats/folders.ipynb #f794c51d

@@ -6,7 +6,6 @@
 __all__ = ['decode_photograph', 'ImageFolder']
 
 # %% ../../nbs/formats/images.ipynb #cell-2
-from functools import cached_property
 from pathlib import Path
 import numpy as np
 from ..core import SlotnbError, need_extra
@@ -22,7 +21,7 @@ from slotnb.formats.folders import (
     refuse_merged_splits,
     unread_files,
 )
-from .masks import VOID, is_lone, lone_is_void, number_instances, read_mask, turn_mask
+from .masks import VOID, number_instances, read_mask, settle_lone, turn_mask
 from .splits import image_root, split_kind, split_remark
 
 # %% ../../nbs/formats/images.ipynb #cell-9
@@ -47,6 +46,7 @@ class ImageFolder(Dataset):
         split: str | None = None,  # sub-folder; None: `data_dir` itself
         skip_broken: bool = False,  # drop unreadable samples and those without a mask; `skipped` lists the errors
         progress: bool = True,  # show a progress bar
+        masks: bool = True,  # False: images only; masks are found, so that they are not taken for images, and not read
     ):
         single = Path(data_dir)
         if single.is_file():
@@ -55,21 +55,21 @@ class ImageFolder(Dataset):
             self.has_ground_truth = False
             super().__init__(single, [Entry(single.stem, 0, (single, None))], skip_broken, progress)
             return
-        root, masks = image_root(data_dir, split)
+        root, folder = image_root(data_dir, split)
         inside = root.relative_to(single).parts
         self.remarks = tuple(r for name in inside for r in split_remark(split, name))
-        self._folder, images = masks, [f for f in find_files(root, SUFFIXES) if masks not in f.parents]
+        self._folder, images = folder, [f for f in find_files(root, SUFFIXES) if folder not in f.parents]
         if split and not any(map(split_kind, inside)):
             refuse_merged_splits(root, images)
-        images, found, unread = pair_masks(root, masks, images)
+        images, found, unread = pair_masks(root, folder, images, masks)
         images = listed(single, split, root, images)
-        below = 'masks without an image' in unread or any(masks in m.parents for f in images for m in found[f])
-        self._in_folder = masks.is_dir() and (masks.name.lower() in ('mask', 'masks') or below)
+        below = 'masks without an image' in unread or any(folder in m.parents for f in images for m in found[f])
+        self._in_folder = folder.is_dir() and (folder.name.lower() in ('mask', 'masks') or below)
         self._per_object = any(len(found[f]) > 1 for f in images)  # one file per object, in images of one object too
-        self.has_ground_truth = self._in_folder or any(found[f] for f in images)
-        self.unread = unread_files(root, masks) | unread
-        if not self.has_ground_truth:
-            refuse_masks_beside(masks.parent)
+        self.has_ground_truth = masks and (self._in_folder or any(found[f] for f in images))
+        self.unread = unread_files(root, folder) | unread
+        if masks and not self.has_ground_truth:
+            refuse_masks_beside(folder.parent)
         if not images:
             raise SlotnbError(f"{root} holds no image; expected {', '.join(SUFFIXES)}")
         names = {}
@@ -86,7 +86,8 @@ class ImageFolder(Dataset):
                 self._no_mask(without[0], image_name(without[0], root))
                 + f' ({len(without)} of {len(entries)} images have none)'
             )
-        super().__init__(root, entries, skip_broken, progress)
+        self.every, self.lone_is_void = entries, None
+        super().__init__(root, entries, skip_broken, progress, masks)
 
     def read(self, entry: Entry) -> Sample:
         path, files = entry.where
@@ -95,12 +96,11 @@ class ImageFolder(Dataset):
             return Sample(entry.name, 0, path, image, None, [], rotated)
         if not files:
             raise SlotnbError(self._no_mask(path, entry.name))
-        mask = self._read_masks(files)
+        mask = self.mask_of(entry)
         if rotated:
             mask = turn_mask(mask, image.shape[:2], (path, None), (files[0], None))
         check_size(image, mask, files[0])
-        if is_lone(mask) and not self._per_object and self._lone_is_void:
-            mask = np.where(mask > 0, VOID, mask)
+        mask = mask if self._per_object else settle_lone(mask, self)
         return Sample(entry.name, 0, path, image, *number_instances(mask), rotated)
 
     def _no_mask(self, path, name):
@@ -109,23 +109,14 @@ class ImageFolder(Dataset):
             f"{path} has no mask '{where}'; add it, or move the masks elsewhere to read all images without ground truth"
         )
 
-    @cached_property
-    def _lone_is_void(self):
-        "Whether 255 without other numbers is void; reads masks until one decides."
-        return lone_is_void(self._masks(), self.root)
-
-    def _masks(self):
-        for entry in self.entries:
-            try:
-                if entry.where[1]:
-                    yield self._read_masks(entry.where[1])
-            except SlotnbError:
-                pass  # reported where it is read
-
-    def _read_masks(self, files):
-        "One mask, or one file per object; a pixel of two objects is void."
-        if not self._per_object:
-            return read_mask(files[0])
+    def mask_of(
+        self,
+        entry: Entry,
+    ) -> np.ndarray | None:  # (h w) as of `read_mask`; None: there is none
+        "The mask of an image as it is stored. Of one file per object, a pixel of two objects is void."
+        files = entry.where[1]
+        if not files or not self._per_object:
+            return read_mask(files[0]) if files else None
         out = None
         for i, f in enumerate(files, 1):
             mask = read_mask(f)

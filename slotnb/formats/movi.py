@@ -188,6 +188,7 @@ class MoviRecords(Dataset):
         max_frames: int | None = 1,  # number of leading frames per video; 0 or None: all
         skip_broken: bool = False,  # read all samples now and drop unreadable ones; `skipped` lists the errors
         progress: bool = True,  # show a progress bar
+        masks: bool = True,  # False: images only
     ):
         if max_frames and max_frames < 0:
             raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
@@ -205,7 +206,7 @@ class MoviRecords(Dataset):
         if errors and not skip_broken:
             raise SlotnbError(errors[0] + (f' ({len(errors) - 1} more shards are broken too)' if errors[1:] else ''))
         frames = range(min(max_frames or self.num_frames, self.num_frames))
-        super().__init__(url, [Entry(f'{split}_{n:05}', f, n) for n in range(sum(counts)) for f in frames])
+        super().__init__(url, [Entry(f'{split}_{n:05}', f, n) for n in range(sum(counts)) for f in frames], masks=masks)
         self.remarks = split_remark(asked, split)
         self.root = url  # as given: a Path would turn gs:// into gs:/
         if skip_broken:
@@ -232,6 +233,8 @@ class MoviRecords(Dataset):
         (k, i), frame, record = self._where(entry.where), entry.frame, self._record(entry.where)
         path, where = self.shards[k], f'{self.shards[k]}: record {i}'
         image = np.asarray(_picture(record, 'video', frame, self.num_frames, where).convert('RGB'))
+        if not self.masks:
+            return Sample(entry.name, frame, path if '://' in path else Path(path), image, None, [])
         seg = np.asarray(_picture(record, 'segmentations', frame, self.num_frames, where)).astype(np.int64)
         if seg.shape != image.shape[:2]:
             raise SlotnbError(

@@ -11,14 +11,13 @@ import json
 import re
 import tarfile
 from collections import Counter
-from functools import cached_property
 from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, cache_dir, cannot_read, digest, read_json, write_json
 from ..data import Dataset, Entry, Sample, check_instances, check_size, decode_image, read_segmentation
-from .masks import VOID, is_lone, lone_is_void, number_instances, read_mask, turn_mask
+from .masks import VOID, number_instances, read_mask, settle_lone, turn_mask
 from .splits import find_shards, split_remark
 
 # %% ../../nbs/formats/shards.ipynb #cell-5
@@ -160,6 +159,7 @@ class TarShards(Dataset):
         max_frames: int | None = 1,  # number of leading frames per scene; 0 or None: all
         skip_broken: bool = False,  # drop unreadable samples and list them in `skipped`
         progress: bool = True,  # show a progress bar
+        masks: bool = True,  # False: images only
     ):
         if max_frames and max_frames < 0:
             raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
@@ -197,10 +197,11 @@ class TarShards(Dataset):
         self.unread = {f'.{ext}': n for ext, n in others.most_common()}
         shard = entries[0].where[0]
         self.remarks = split_remark(split, shard.parent.name) or split_remark(split, re.split('[-_.]', shard.name)[0])
-        self.has_ground_truth = len(without) < len(entries)
+        self.has_ground_truth = masks and len(without) < len(entries)
         if self.has_ground_truth and without and not skip_broken:
             raise SlotnbError(_no_mask(*without[0].where) + f' ({len(without)} of {len(entries)} samples have none)')
-        super().__init__(data_dir, entries, skip_broken, progress)
+        self.every, self.lone_is_void = entries, None
+        super().__init__(data_dir, entries, skip_broken, progress, masks)
         self.skipped = cuts + self.skipped
 
     def read(self, entry: Entry) -> Sample:
@@ -212,6 +213,8 @@ class TarShards(Dataset):
                 'and no other dot in the name'
             )
         image, rotated = decode_image(f'{path}/{key}.{ext}', _member(path, key, ext, members))
+        if not self.masks:
+            return Sample(entry.name, entry.frame, path, image, None, [], rotated)
         meta = _metadata(f'{path}/{key}.json', _member(path, key, 'json', members)) if 'json' in members else {}
         seg, insts = None, meta.get('instances', [])
         if mask_ext:
@@ -223,31 +226,24 @@ class TarShards(Dataset):
                 check_size(image, seg, where)
                 insts = check_instances(meta, int(seg.max()), f'{path}/{key}.json')
             else:
-                seg = read_mask(where, data)
+                seg = self.mask_of(entry)
                 if rotated:
                     stored = (f'{path}/{key}.{ext}', _member(path, key, ext, members))
                     seg = turn_mask(seg, image.shape[:2], stored, (where, data))
                 check_size(image, seg, where)
-                if is_lone(seg) and self._lone_is_void:
-                    seg = np.where(seg > 0, VOID, seg)
-                seg, insts = number_instances(seg)
+                seg, insts = number_instances(settle_lone(seg, self))
         elif self.has_ground_truth:
             raise SlotnbError(_no_mask(path, key, members))
         return Sample(entry.name, entry.frame, path, image, seg, insts, rotated)
 
-    @cached_property
-    def _lone_is_void(self):
-        "Whether 255 without other numbers is void; reads masks until one decides."
-        return lone_is_void(self._masks(), self.root)
-
-    def _masks(self):
-        for path, key, members in (e.where for e in self.entries):
-            ext = _kinds(members)[1]
-            try:
-                if ext:
-                    yield read_mask(f'{path}/{key}.{ext}', _member(path, key, ext, members))
-            except SlotnbError:
-                pass  # reported where it is read
+    def mask_of(
+        self,
+        entry: Entry,
+    ) -> np.ndarray | None:  # (h w) as of `read_mask`; None: there is none
+        "The mask of a sample without metadata, as it is stored."
+        path, key, members = entry.where
+        ext = _kinds(members)[1]
+        return read_mask(f'{path}/{key}.{ext}', _member(path, key, ext, members)) if ext else None
 
 
 def _kinds(members):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, cache_dir, digest, need_extra
 
 # %% ../../nbs/formats/tfrecords.ipynb #cell-8
-_need = partial(need_extra, extra='movi', why='MOVi records need')
+_need = partial(need_extra, extra='movi', why='TFRecords need')
 
 
 def masked_crc(
@@ -262,4 +262,4 @@ def parse_example(
         packed = Example.FromString(data).features.feature
         return {k: values(packed[k]) for k in sorted(packed) if k.startswith(prefixes) and '/ragged' not in k}
     except _need('google.protobuf.message').DecodeError:
-        raise SlotnbError(f'{where} is not a tf.train.Example; is it a MOVi dataset?') from None
+        raise SlotnbError(f'{where} is not a tf.train.Example; copy the file again') from None

@@ -32,6 +32,7 @@ class VideoFrames(Dataset):
         max_frames: int | None = 1,  # number of leading frames per file; 0 or None: all
         skip_broken: bool = False,  # drop unreadable samples and list them in `skipped`
         progress: bool = True,  # show a progress bar
+        masks: bool = True,  # videos have none
     ):
         if max_frames and max_frames < 0:
             raise SlotnbError(f'max_frames is {max_frames}; give 0 for all frames or a positive number')
@@ -55,7 +56,7 @@ class VideoFrames(Dataset):
                 self.times[path] = _times(path)
                 num_frames = len(self.times[path]) or 1  # an unreadable file keeps one entry that reports the error
             entries += [Entry(name, i, path) for i in range(min(num_frames, max_frames or num_frames))]
-        super().__init__(root, entries, skip_broken, progress)
+        super().__init__(root, entries, skip_broken, progress, masks)
 
     def read(self, entry: Entry) -> Sample:
         path, i = entry.where, entry.frame

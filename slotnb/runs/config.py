@@ -32,6 +32,8 @@ class FeatureSettings:
     backbone: str = 'dinov2_vits14'
     # with the splits train and test: Kubric folders, images, videos, .tar shards or MOVi records
     data_dir: str = 'data/movi_a_subset'
+    train_split: str = 'train'  # part of data_dir to train on, such as train2017
+    test_split: str = 'test'  # part of data_dir to score on; without a test set the validation set is taken
     weights: str = 'auto'  # auto, random, or a .safetensors, .pth or .onnx file
     # blocks of the backbone whose tokens are used: -1 is the last, -1,-4 are two, each divided by its norm; auto: -1,-4
     layer: str = 'auto'
@@ -64,6 +66,10 @@ class FeatureSettings:
                 raise SlotnbError(f'{f.name} {v!r} must be of type {f.type.__name__}')
             if isinstance(v, str) and '\0' in v:
                 raise SlotnbError(f'{f.name} {v!r} must not contain a NUL character')
+        if not self.train_split or not self.test_split or self.train_split == self.test_split:
+            raise SlotnbError(
+                f'train_split {self.train_split!r} and test_split {self.test_split!r} must be two parts of the data'
+            )
         for name in ('resolution', 'grid_size'):
             if any(len(n) > 4 or int(n) > MAX_SIDE for n in re.findall(r'[0-9]+', getattr(self, name))):
                 raise SlotnbError(f'{name} {getattr(self, name)} must be at most {MAX_SIDE} a side')

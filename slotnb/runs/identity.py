@@ -17,7 +17,7 @@ from .config import TrainConfig, versions
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
-_BEFORE = dict(resize='stretch', extended='')  # what runs did before there was a setting
+_BEFORE = dict(resize='stretch', extended='', train_split='train', test_split='test')  # before there was a setting
 
 
 def read_about(
@@ -55,6 +55,9 @@ def run_key(
 ) -> str:  # 16 hexadecimal digits
     "Digest of settings, backbone and data: what a run's checkpoints carry. The number of epochs does not count."
     config = {k: v for k, v in about['config'].items() if k not in (*MAY_CHANGE, 'num_epochs', 'extended')}
+    for k in ('train_split', 'test_split'):  # a run that says what all runs did before is the same run
+        if config.get(k) == _BEFORE[k]:
+            del config[k]
     return digest(dict(config=config, backbone=about['backbone'], data=about.get('data', {})))
 
 # %% ../../nbs/runs/identity.ipynb #ec700412

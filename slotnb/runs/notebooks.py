@@ -59,6 +59,8 @@ def start_run(
         '--cwd',
         '.',
         '--no-progress-bar',
+        '--kernel',
+        'python3',  # that of this Python, whatever kernel the notebook names
         '-y',
         json.dumps(asdict(config)),
     ]
