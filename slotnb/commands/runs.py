@@ -191,7 +191,7 @@ def _sweep(c):
 
 TRAIN = dict(
     common='data_dir save_dir backbone num_slots num_epochs resize seed device preset extend',
-    features='weights layer final_norm facet resolution grid_size precision max_frames skip_broken feature_std',
+    features='weights layer final_norm facet color resolution grid_size precision max_frames skip_broken feature_std',
     space='normalizer space_dim rounds',
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',

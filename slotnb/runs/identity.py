@@ -16,7 +16,7 @@ from .config import TrainConfig, versions
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
-_BEFORE = dict(resize='stretch', extended='')  # what runs did before there was a setting
+_BEFORE = dict(resize='stretch', extended='', color=0.0)  # what runs did before there was a setting
 
 
 def read_about(
