@@ -1,10 +1,8 @@
-"""Patch colors, more scenes, and what the ± of a table contains: runs of the default recipe, paired by seed.
+"""Patch colors, and what the ± of a table contains: runs of the default recipe, paired by seed.
 
 `python reports/objects/colors.py` trains every arm, scores it on the 40 validation scenes of `ablation.py`, on the test
 scenes or on both, and writes colors.csv, colors_causes.csv and colors_test_*.png beside this file. Finished runs are
-kept. The test scenes were scored when `CHOSEN` had been chosen. The arms with other scenes need
-`slotnb render --scenes 1200 --samples 16 --seed 11 --out_dir FOLDER`, and FOLDER in the variable MORE_SCENES; without
-it they are left out.
+kept. `CHOSEN` was set after the validation scenes had been scored, and before its runs were scored on the test scenes.
 """
 
 import os
@@ -26,7 +24,6 @@ from slotnb.core import batches, read_json, write_json
 from slotnb.evaluate import load_run, outputs
 from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
-from slotnb.formats.shards import write_shards
 from slotnb.metrics import evaluate_labels, evaluate_masks, evaluate_scene
 from slotnb.plots import match_colors, overlay, panels
 from slotnb.refine import merge_slots, refine_masks
@@ -42,47 +39,31 @@ COMMITTED = ROOT / 'data/movi_a_subset'
 class Arm(NamedTuple):
     settings: dict = {}
     seeds: int = 5
-    splits: tuple = ('validation',)  # that are scored
-    more: int = 0  # training scenes of MORE_SCENES in place of the committed 60
-    threads: int = 1
+    splits: tuple = ('validation',)  # that are scored; the validation scenes with the first five seeds
     env: dict = {}
 
 
 BOTH = ('validation', 'test')
-AVX2 = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2', MKL_CBWR='AVX2')  # of torch, oneDNN and MKL
-DEFAULT, CHOSEN = 'default recipe', ''  # the weight of the colors that the validation scenes chose
+AVX2 = dict(ATEN_CPU_CAPABILITY='avx2', ONEDNN_MAX_CPU_ISA='AVX2')  # of torch's own kernels and oneDNN
+ORDER = dict(MKL_CBWR='COMPATIBLE')  # matrix products of MKL by kernels that add in another order
+DEFAULT, CHOSEN = 'default recipe', 'color 1'
 ARMS = {
-    DEFAULT: Arm(seeds=8, splits=BOTH),
-    'color 1': Arm(dict(color=1.0)),
-    'color 3': Arm(dict(color=3.0)),
-    'AVX2': Arm(splits=('test',), env=AVX2),
-    'two threads': Arm(seeds=3, splits=('test',), threads=2),
-    # as many steps as with 60 scenes, in whole epochs: 324 in place of 315 a round
-    '60 other scenes': Arm(seeds=3, splits=BOTH, more=60),
-    '240 other scenes': Arm(dict(num_epochs=12, warmup_epochs=2), 3, BOTH, 240),
+    DEFAULT: Arm(seeds=6, splits=BOTH),
+    'color 1': Arm(dict(color=1.0), splits=BOTH),
+    'color 3': Arm(dict(color=3.0), seeds=3),
+    'AVX2': Arm(seeds=1, splits=('test',), env=AVX2),
+    'other matrix products': Arm(seeds=2, splits=('test',), env=ORDER),
 }
-if CHOSEN:
-    ARMS[CHOSEN] = ARMS[CHOSEN]._replace(splits=BOTH)
 
 
-def data_dir(more):
-    "The committed scenes, or so many training scenes of MORE_SCENES with the committed test scenes."
-    if not more:
-        return COMMITTED
-    folder = STUDY / f'{more}-scenes'
-    if not (folder / 'done').is_file():
-        scenes = open_dataset(os.environ['MORE_SCENES'], 'train', progress=False)
-        scenes.entries = scenes.entries[:more]
-        write_shards(scenes, folder, 'train', progress=False)
-        write_shards(open_dataset(COMMITTED, 'test', progress=False), folder, 'test', progress=False)
-        (folder / 'done').touch()
-    return folder
+def splits_of(name, seed):
+    return [s for s in ARMS[name].splits if s == 'test' or seed < 5]
 
 
 def config_of(name, seed):
     arm = ARMS[name]
     folder = STUDY / f'{name.replace(" ", "-")}-seed{seed}'
-    return TrainConfig(data_dir=str(data_dir(arm.more)), save_dir=str(folder), seed=seed, device='cpu', **arm.settings)
+    return TrainConfig(data_dir=str(COMMITTED), save_dir=str(folder), seed=seed, device='cpu', **arm.settings)
 
 
 @torch.no_grad()
@@ -112,46 +93,38 @@ def score(config, split):
 
 
 class Joined:
-    "A backbone with colors, or without, whose tokens are known; saves a pass of the network for each weight."
+    "A backbone with colors whose tokens without them are in the cache; saves a pass of the network for each weight."
 
-    def __init__(self, net, dataset, tokens):
-        self.net, self.device, self.record = net, net.device, net.record
+    def __init__(self, config, dataset):
+        self.net, plain = frozen_backbone(config), frozen_backbone(replace(config, color=0.0))
+        self.device, self.record = self.net.device, self.net.record
+        tokens = extract(plain, dataset, show_progress=False)
         self.known = {s.image.transpose(2, 0, 1).tobytes(): x for s, x in zip(dataset, tokens)}
 
     def __call__(self, images):
-        tokens = torch.stack([self.known[im.numpy().tobytes()] for im in images])
-        if not self.net.color:
-            return tokens
         mean, std = (torch.tensor(values)[:, None, None] for values in (self.net.spec.mean, self.net.spec.std))
+        tokens = torch.stack([self.known[im.numpy().tobytes()] for im in images])
         pixels = self.net.preprocess(images) * std + mean
         return join_colors(tokens, pixels, self.net.spec.patch_size, self.net.color)
 
 
-def extract_known(config, dataset, known):
-    "Features of `config` for a dataset, from those without colors of another one that holds the same images."
-    plain = frozen_backbone(replace(config, color=0.0))
-    tokens = extract(plain, known, show_progress=False)
-    extract(Joined(frozen_backbone(config), known, tokens), dataset, show_progress=False)
-
-
 def train_and_score(name, seed):
-    torch.set_num_threads(ARMS[name].threads)
+    torch.set_num_threads(1)
     config = config_of(name, seed)
-    left = [s for s in ARMS[name].splits if not (config.run_dir / f'{s}.csv').is_file()]
+    left = [s for s in splits_of(name, seed) if not (config.run_dir / f'{s}.csv').is_file()]
+    if left and config.color:
+        committed = [open_dataset(COMMITTED, split, progress=False) for split in ('train', 'test')]
+        for dataset in (*committed, validation_scenes()):
+            extract(Joined(config, dataset), dataset, show_progress=False)
     if left:
-        most = max(arm.more for arm in ARMS.values()) if ARMS[name].more else 0
-        for split in ('train', 'test'):
-            dataset, known = (open_dataset(data_dir(n), split, progress=False) for n in (ARMS[name].more, most))
-            extract_known(config, dataset, known)
-        extract_known(config, validation_scenes(), validation_scenes())
         fit(config, show_progress=False)
     for split in left:
         score(config, split)
 
 
 def run_arm(name, seed):
-    "Train and score in a process of its own, which has the arm's instruction set and threads."
-    env = os.environ | ARMS[name].env | dict(OMP_NUM_THREADS=str(ARMS[name].threads))
+    "Train and score in a process of its own, which has the arm's instruction set."
+    env = os.environ | ARMS[name].env | dict(OMP_NUM_THREADS='1')
     subprocess.run([sys.executable, __file__, name, str(seed)], env=env, check=True)
 
 
@@ -160,9 +133,9 @@ def collect(runs):
     columns, rows, causes = [f'{m}_{k}' for k in ('attn', 'merged', 'refined') for m in SCORES], [], []
     for name, seed in runs:
         folder, about = config_of(name, seed).run_dir, dict(arm=name, seed=seed)
-        for split in ARMS[name].splits:
+        for split in splits_of(name, seed):
             rows.append(about | dict(split=split) | pd.read_csv(folder / f'{split}.csv')[columns].mean().to_dict())
-        if 'validation' in ARMS[name].splits:
+        if 'validation' in splits_of(name, seed):
             causes += [about | dict(cause=c) | x for c, x in read_json(folder / 'causes.json').items()]
     return pd.DataFrame(rows).round(4), pd.DataFrame(causes).round(4)
 
@@ -184,13 +157,12 @@ if __name__ == '__main__':
     if sys.argv[1:]:
         train_and_score(sys.argv[1], int(sys.argv[2]))
         sys.exit()
-    names = [n for n, arm in ARMS.items() if not arm.more or 'MORE_SCENES' in os.environ]
-    runs = [(n, seed) for n in names for seed in range(ARMS[n].seeds)]
+    runs = [(name, seed) for name, arm in ARMS.items() for seed in range(arm.seeds)]
     for run in tqdm(runs, 'runs', unit='run'):
         run_arm(*run)
     for table, file in zip(collect(runs), ('colors.csv', 'colors_causes.csv')):
         table.to_csv(HERE / file, index=False)
-    for i, ids in enumerate((range(12), range(12, 24)), 1) if CHOSEN else ():
+    for i, ids in enumerate((range(12), range(12, 24)), 1):
         file = HERE / f'colors_test_{i}.png'
         draw((DEFAULT, CHOSEN), 0, ids).savefig(file, dpi=100)
         Image.open(file).convert('RGB').quantize(255).save(file)
