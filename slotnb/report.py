@@ -33,26 +33,25 @@ def load_runs(
     rows = []
     for path in sorted(Path(runs_dir).glob('*/*/result.json')):
         book = read_about(path.parent / 'config.json')
-        rows.append(
-            book['config']
-            | read_sealed(path)
-            | dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
-        )
+        about = dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
+        rows.append(book['config'] | read_sealed(path) | about)
     if not rows:
         raise SlotnbError(
             f"'{runs_dir}' holds no finished run of a sweep; create runs with slotnb sweep --out_dir {runs_dir}"
         )
-    return pd.DataFrame(rows)
+    if len({r.get('score_size') for r in rows}) > 1:
+        raise SlotnbError(
+            f"'{runs_dir}' mixes runs that were scored at several sizes; the same slotnb sweep scores anew"
+        )
+    table = pd.DataFrame(rows)
+    scored = [f'{m}_{c[4:]}' for c in table if c.startswith('ari_') for m in ('fg_ari', 'mbo')]
+    return table.assign(**{c: np.nan for c in scored if c not in table})  # no test scene has an object
 
 
 def _label(book):
     "Name of a run's features in tables and figures: backbone, std if they were rescaled, RANDOM WEIGHTS if they are."
-    c = book['config']
-    return (
-        c['backbone']
-        + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '')
-        + (' RANDOM WEIGHTS' if 'RANDOM' in book['backbone']['weights'] else '')
-    )
+    c, random = book['config'], ' RANDOM WEIGHTS' * ('RANDOM' in book['backbone']['weights'])
+    return c['backbone'] + (f" x to std {c['feature_std']:g}" if c['feature_std'] else '') + random
 
 # %% ../nbs/appendix/report.ipynb #cell-8
 _PERCENT = tuple('fg_ari ari mbo miou best_overlap found_ split_ merged_refined lost_'.split())
@@ -69,6 +68,8 @@ def results_table(
     def cell(values, name):
         if not pd.api.types.is_numeric_dtype(values):
             return ', '.join(sorted(set(map(str, values))))
+        if values.isna().all():
+            return '–'
         v = values * (100 if name.startswith(_PERCENT) else 1)
         digits = 1 if name.startswith(_PERCENT) or v.abs().max() >= 20 else 3
         return f'{v.mean():.{digits}f}' + (f' ± {v.std():.{digits}f}' if len(v) > 1 else '')
@@ -279,23 +280,25 @@ def render_notebook(
     out.parent.mkdir(parents=True, exist_ok=True)
     delete_leftovers(out.parent)
     done = out.with_suffix('.ipynb')
-    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, cwd=str(cwd), progress_bar=False)
+    options = dict(cwd=str(cwd), progress_bar=False, kernel_name='python3')  # that of this Python, whatever it names
+    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, **options)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_filename(str(done))
     # the anchors of headings are in lower case, as on the site
     page = re.sub(r'(<h[1-6] id="|class="anchor-link" href="#)([^"]+)', lambda m: m[1] + m[2].lower(), page)
     with atomic_path(out) as tmp:
         tmp.write_text(page)
-    return out
+    return Path(out)
 
 
 def build_report(
     runs_dir: str | Path = 'runs',  # of a sweep
     out: str | Path = 'reports/_build/ta_report.html',  # the page; the executed notebook is written beside it
-    notebook: str | Path = '',  # its source; empty: ta_report, or unlabeled_report where the runs have no ground truth
+    notebook: str
+    | Path = '',  # its source; empty: ta_report, or unlabeled_report without ground truth or objects in it
 ) -> Path:  # of the page
     "Execute the report notebook on the runs and write one HTML file; its tables go to the folder of the same name."
-    scored = 'ari_attn' in load_runs(runs_dir)
+    scored = load_runs(runs_dir).get('fg_ari_attn', pd.Series()).notna().any()
     notebook = notebook or f"reports/{'ta_report' if scored else 'unlabeled_report'}.ipynb"
     tables = os.path.abspath(Path(out).with_suffix(''))
     return render_notebook(notebook, out, dict(runs_dir=os.path.abspath(runs_dir), tables=tables))

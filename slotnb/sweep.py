@@ -18,7 +18,7 @@ from tqdm import tqdm
 from .backbones import ViTBackbone
 from .baselines import block_masks, ground_truth_masks, kmeans_masks, spectral_masks
 from .core import SlotnbError, cache_dir, default_device
-from .evaluate import at_score_size
+from .evaluate import SCORE_SIZE, at_score_size
 from .features import extract
 from .geometry import frame_of
 from .metrics import evaluate_labels, hard_masks
@@ -98,7 +98,8 @@ def run_status(
         return 'started'
     if why := why_unsound(path):
         tqdm.write(f'{why}; it is evaluated again')
-    return 'started' if why else 'finished'
+        return 'started'
+    return 'finished' if read_sealed(path).get('score_size') == SCORE_SIZE else 'started'  # or it is scored anew
 
 # %% ../nbs/15_sweep.ipynb #cell-13
 def score_floors(
@@ -193,6 +194,8 @@ class SweepConfig(Execution):
     data_dir: str = 'data/movi_a_subset'  # with the splits train and test, in any supported format
     # of an image to the input: stretch, letterbox (keeps the shape, leaves out the border) or crop (the middle square)
     resize: str = 'stretch'
+    train_split: str = 'train'  # part of data_dir to train on
+    test_split: str = 'test'  # part of data_dir to score on
 
 # %% ../nbs/15_sweep.ipynb #cell-18
 def parse_settings(
@@ -232,10 +235,10 @@ def _digests(config, show_progress):
     return prepare(config, show_progress).digests
 
 
-def _data_of_earlier(path):
-    "Digests of the data in sweep.json. A damaged one is made again: the runs know their data too."
+def _earlier(path):
+    "What sweep.json holds. A damaged one is made again: the runs know their data too."
     try:
-        return read_sealed(path).get('data', {}) if path.exists() else {}
+        return read_sealed(path) if path.exists() else {}
     except SlotnbError as e:
         tqdm.write(str(e))
         return {}
@@ -247,7 +250,8 @@ def sweep(
 ) -> dict[str, str]:  # what failed and why
     "Run the comparison. A backbone without weights is recorded as not measured and the others run."
     declared_parameters(config.notebook)  # refuses a file that is no such notebook
-    settings = {name: getattr(config, name) for name in ('num_epochs', 'engine', 'data_dir', 'resize')}
+    names = 'num_epochs engine data_dir resize train_split test_split'
+    settings = {name: getattr(config, name) for name in names.split()}
     settings |= parse_settings(config.set, config.notebook)
 
     def plan_of(backbones):
@@ -276,7 +280,8 @@ def _sweep(config, plan_of, executor, show_progress):
     out, plan = Path(config.out_dir), plan_of(available)
     for c in plan:
         check_same_run(c.run_dir / 'config.json', data=data[c.backbone])
-    before = _data_of_earlier(out / 'sweep.json')
+    last = _earlier(out / 'sweep.json')
+    before = last.get('data', {})
     for b, parts in data.items():
         for part, content in parts.items():
             if before.get(b, {}).get(part, content) != content:
@@ -284,10 +289,11 @@ def _sweep(config, plan_of, executor, show_progress):
                     f'{out} holds a sweep on other images or masks (those of {part} have changed since); '
                     'choose another out_dir, or delete that folder'
                 )
-    write_sealed(out / 'sweep.json', dict(config=asdict(config), missing=missing, data=before | data))
-    if not has_table(out / 'floors.csv'):
+    if not has_table(out / 'floors.csv') or last.get('score_size') != SCORE_SIZE:
         floors = executor.call(score_floors, available[0], plan[0], list(config.seed), show_progress)
         write_table(out / 'floors.csv', floors, index=False)
+    about = dict(config=asdict(config), missing=missing, data=before | data, score_size=SCORE_SIZE)
+    write_sealed(out / 'sweep.json', about)
     failed = train_together(plan, show_progress) if config.executor == 'local' else {}
     rest = [c for c in plan if str(c.run_dir) not in failed]
     return failed | run_all(rest, executor, config.notebook, show_progress)

@@ -16,7 +16,7 @@ ALLOWED = {
     # core
     'core': '',
     'data': 'core',
-    'backbones': 'backbone_specs core custom_backbone geometry layouts parts weights',
+    'backbones': 'backbone_specs core custom_backbone geometry layouts parts tokens weights',
     'features': 'backbones core data feature_shards',
     'normalizer': 'core geometry',
     'slot_attention': 'core',
@@ -109,6 +109,7 @@ ALLOWED = {
     'layouts': 'core',
     'geometry': 'core data',
     'backbone_specs': 'core',
+    'tokens': 'backbone_specs core',
     'custom_backbone': 'backbone_specs core layouts parts weights',
     'feature_shards': 'core',
     'finer_grid': 'backbones core model slot_attention',

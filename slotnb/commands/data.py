@@ -134,7 +134,7 @@ def _render(c):
 
 FEATURES = dict(
     common='backbone data_dir split card out device',
-    features='weights layer final_norm facet resolution resize grid_size precision',
+    features='weights layer final_norm facet color resolution resize grid_size precision',
     data='train_split test_split max_frames skip_broken',
 )
 RENDER = dict(

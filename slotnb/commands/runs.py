@@ -15,14 +15,14 @@ from tqdm import tqdm
 from ..core import SlotnbError, digest
 from ..evaluate import evaluate, load_run
 from ..explorer.state import find_runs, find_scenes
-from ..formats.detect import has_no_splits, open_dataset
+from ..formats.detect import open_dataset
 from ..parts import is_custom
-from ..report import build_report
+from ..report import build_report, load_runs
 from ..runs.checkpoints import checkpoint_path, load_tensors
 from ..runs.config import LETTERBOX, PRESETS, TrainConfig, preset
 from ..runs.extend import extend
 from ..runs.identity import check_same_run, read_about
-from ..runs.inputs import prepare
+from ..runs.inputs import holds_out, prepare
 from ..segment.folder import write_masks
 from ..sweep import SweepConfig, sweep
 from ..train import fit
@@ -106,7 +106,7 @@ def settled(
 
 def _resize_of(c):
     "What `resize auto` is for a new run."
-    if not has_no_splits(c.data_dir):
+    if not holds_out(c):
         return 'stretch'
     wrong = [name for name, known in LETTERBOX.items() if getattr(c, name) not in known]
     wrong += ['backbone'] if is_custom(c.backbone) else []
@@ -145,7 +145,10 @@ def _train(c):
     if 'ari_attn' in result:
         for source in ('merged', 'refined'):
             text += f'{source} masks: '
-            text += ', '.join(f"{name} {100 * result[f'{key}_{source}']:.1f}" for name, key in scores.items()) + '; '
+            found = {name: result.get(f'{key}_{source}') for name, key in scores.items()}
+            text += ', '.join(f'{name} {"–" if v is None else f"{100 * v:.1f}"}' for name, v in found.items()) + '; '
+        if 'fg_ari_merged' not in result:
+            text += 'no FG-ARI and mBO, because no test mask holds an object; '
     else:
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
     text += f"engine {result['engine']}"
@@ -153,7 +156,7 @@ def _train(c):
     if (run_dir / 'test_masks.safetensors').exists():
         text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
     print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
-    if not has_no_splits(c.data_dir):
+    if not holds_out(c):
         return
     if os.access(run_dir, os.W_OK):
         _segment_all(c)
@@ -163,7 +166,8 @@ def _train(c):
 
 def _segment_all(c):
     "Masks of all images of a folder without splits, as `slotnb segment --run` writes them."
-    run, data = load_run(c.run_dir, trust=True), open_dataset(c.data_dir, None, c.max_frames, c.skip_broken)
+    run = load_run(c.run_dir, trust=True)
+    data = open_dataset(c.data_dir, None, c.max_frames, c.skip_broken, masks=False)
     record = dict(run=digest(checkpoint_path(c.run_dir)), backbone=run.record)
     out = c.run_dir / (f'masks_{c.num_epochs}_epochs' if c.extended else 'masks')
     write_masks(run.segmenter(device=c.device), data, out, record)
@@ -171,7 +175,10 @@ def _segment_all(c):
 
 
 def _report(c):
-    print(build_report(c.runs_dir, c.out, c.notebook))
+    page, runs = build_report(c.runs_dir, c.out, c.notebook), load_runs(c.runs_dir)
+    if 'ari_attn' in runs and runs.fg_ari_attn.isna().all():
+        print('no FG-ARI and mBO, because no test mask holds an object; the page is that of runs without ground truth')
+    print(page)
 
 
 def _explore(c):
@@ -198,7 +205,8 @@ def _sweep(c):
 
 TRAIN = dict(
     common='data_dir save_dir backbone num_slots num_epochs resize seed device preset extend',
-    features='weights layer final_norm facet resolution grid_size precision max_frames skip_broken feature_std',
+    data='train_split test_split max_frames skip_broken',
+    features='weights layer final_norm facet color resolution grid_size precision feature_std',
     space='normalizer space_dim rounds',
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',

@@ -39,6 +39,7 @@ class FeatureSettings:
     layer: str = 'auto'
     final_norm: bool = True  # apply the backbone's final norm
     facet: str = 'token'  # token, or query, key or value of that block's attention
+    color: float = 0.0  # weight of the mean Lab color of a patch, appended to its token, which gets norm 1; 0: no color
     # input size of the backbone in pixels: 448, 224x308 (height x width), spec: the backbone's own, or auto: 448
     resolution: str = 'auto'
     # of an image to the input: stretch, letterbox (keeps the shape, leaves out the border) or crop (the middle square)
@@ -81,7 +82,7 @@ class FeatureSettings:
         own = is_custom(self.backbone)
         auto = dict(layer='-1', resolution='spec') if own else dict(layer='-1,-4', resolution='448')
         given = dict(layer=self.layer, resolution=self.resolution)
-        names = 'weights final_norm grid_size device facet precision'.split()
+        names = 'weights final_norm grid_size device facet precision color'.split()
         return (
             dict(name=self.backbone)
             | {k: auto[k] if v == 'auto' else v for k, v in given.items()}
@@ -194,7 +195,7 @@ LETTERBOX = dict(  # parts that leave out the border of a letterbox
 )
 RULES = (
     ('lr mask_temperature attn_temperature slot_std pos_std clip_norm', lambda v: 0 < v < math.inf, 'above 0'),
-    ('feature_std diversity_weight', lambda v: 0 <= v < math.inf, '0 or more'),
+    ('feature_std diversity_weight color', lambda v: 0 <= v < math.inf, '0 or more'),
     ('num_slots', lambda v: v >= 2, 'at least 2'),
     ('num_slots', lambda v: v <= 10_000, 'at most 10000'),  # beyond these no machine trains
     ('slot_dim hidden_dim space_dim', lambda v: v <= 2**15, 'at most 32768'),

@@ -17,7 +17,9 @@ from .config import TrainConfig, versions
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
-_BEFORE = dict(resize='stretch', extended='', train_split='train', test_split='test')  # before there was a setting
+_BEFORE = dict(  # what runs did before there was a setting
+    resize='stretch', extended='', train_split='train', test_split='test', color=0.0
+)
 
 
 def read_about(

@@ -101,7 +101,8 @@ def _card(name, config, results, about):
         if len(results) > 1
         else 'one seed'
     )
-    backbone = {k: config['backbone'][k] for k in ('backbone', 'weights', 'layer', 'resolution', 'grid')}
+    names = ('backbone', 'weights', 'layer', 'color', 'resolution', 'grid')
+    backbone = {k: config['backbone'][k] for k in names if k in config['backbone']}
     lines += [
         '',
         f'Test scenes, which no choice was made on; {seeds}. In percent, scored on the pixels of the image.',
