@@ -84,6 +84,8 @@ ALLOWED = {
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # video
     'video.clips': 'core data',
+    'video.metrics': 'core metrics',
+    'video.identity': 'core metrics video.metrics',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '
