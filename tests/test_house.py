@@ -86,6 +86,8 @@ ALLOWED = {
     'video.clips': 'core data',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
+    'video.strips': 'core plots',
+    'video.link': 'core metrics model refine slot_attention video.metrics',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '
