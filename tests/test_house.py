@@ -87,6 +87,12 @@ ALLOWED = {
     'segment.result': 'core metrics plots refine segment.files',
     'segment.segmenter': 'backbones baselines core data features finer_grid geometry refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
+    # video
+    'video.clips': 'core data',
+    'video.metrics': 'core metrics',
+    'video.identity': 'core metrics video.metrics',
+    'video.strips': 'core plots',
+    'video.link': 'core metrics model refine slot_attention video.metrics',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '

@@ -50,6 +50,7 @@ def test_each_section_holds_its_own_folder():
         'Core': 'nbs',
         'Variants': 'nbs/variants',
         'Segment': 'nbs/segment',
+        'Video': 'nbs/video',
         'Explorer': 'nbs/explorer',
         'Formats': 'nbs/formats',
         'Scenes': 'nbs/scenes',
