@@ -27,7 +27,7 @@ from .formats.detect import open_dataset
 from .geometry import frame_of, inside_if_any
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
-from .model import ModelOutput, SlotAutoencoder, build
+from .model import ModelOutput, SlotAutoencoder
 from .normalizer import Moments, Normalizer
 from .parts import check_trust
 from .refine import merge_slots, refine_masks
@@ -40,6 +40,7 @@ from .runs.shipped import check_features
 from .runs.state import read_metrics, seconds_per_epoch
 from .segment.result import Segmentation, shrink
 from .segment.segmenter import ModelSlots, Segmenter
+from .video.model import build_model
 
 # %% ../nbs/14_evaluate.ipynb #c128d703
 @torch.no_grad()
@@ -142,7 +143,7 @@ def load_run(
     except (KeyError, TypeError) as e:
         raise SlotnbError(f"{path.parent / 'config.json'} is not a run's configuration ({e})") from None
     norm = make_normalizer(config, dim)
-    model = build(config, getattr(norm, 'out_dim', dim), grid)
+    model = build_model(config, getattr(norm, 'out_dim', dim), grid)
     load_into(model, tensors, 'model', path)
     load_into(norm, tensors, 'normalizer', path)
     if meta.get('run', key := repr(run_key(about))) != key:

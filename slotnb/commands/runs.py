@@ -38,7 +38,14 @@ class TrainCommand(TrainConfig):
     # or auto: letterbox for a folder of pictures without train and test, else stretch
     resize: str = 'auto'
 
+    max_frames: int = -1  # frames of each scene; 0 is all; -1 is 1 for mode still, and all for mode video
+
     resizes = (*TrainConfig.resizes, 'auto')
+
+    def __post_init__(self):
+        if self.max_frames == -1:
+            object.__setattr__(self, 'max_frames', 0 if self.mode == 'video' else 1)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -190,11 +197,12 @@ def _sweep(c):
 
 
 TRAIN = dict(
-    common='data_dir save_dir backbone num_slots num_epochs resize seed device preset extend',
-    features='weights layer final_norm facet resolution grid_size precision max_frames skip_broken feature_std',
+    common='data_dir save_dir backbone mode num_slots num_epochs resize seed device preset extend',
+    features='weights layer final_norm facet resolution grid_size precision skip_broken feature_std',
     space='normalizer space_dim rounds',
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',
+    video='max_frames clip_length clip_stride carry predictor next_iters time_weight',
     training='batch_size lr warmup_epochs optimizer clip_norm loss diversity_weight weight_init warm_start '
     'val_fraction flip train_precision engine',
     hidden='extended',  # written by --extend
