@@ -41,6 +41,7 @@ from .runs.state import read_metrics, seconds_per_epoch
 from .segment.result import Segmentation, shrink
 from .segment.segmenter import ModelSlots, Segmenter
 from .video.model import build_model
+from .video.score import score_clips
 
 # %% ../nbs/14_evaluate.ipynb #c128d703
 @torch.no_grad()
@@ -284,6 +285,8 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine):
     )
     result |= {f'{kind}_images': n for kind, n in notes.items() if n}
     result |= usage | by_scene.mean().dropna().to_dict() | _target_kept(run, data)
+    if data.clips and test.has_ground_truth:  # one label a slot, for the whole clip
+        result |= score_clips(run.model, normalized, data.clips['test'], test, run.config.seed, run_dir)
     result['collapse'] = collapse(result | dict(fvu=result['test_fvu']))
     features = dict(
         raw=feature_stats(data.train_and_val),

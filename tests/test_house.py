@@ -31,7 +31,7 @@ ALLOWED = {
     'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
     'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state formats.detect '
-    'segment.result segment.segmenter train video.model',
+    'segment.result segment.segmenter train video.model video.score',
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.folder '
     'runs.identity runs.inputs runs.notebooks',
     # runs: what a run is made of
@@ -89,6 +89,7 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
+    'video.score': 'core data features metrics video.clips video.model',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '

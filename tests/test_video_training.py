@@ -7,6 +7,7 @@ import subprocess
 import sys
 from dataclasses import replace
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -79,6 +80,10 @@ def test_run_from_nothing(clips, tmp_path):
     assert rows[columns[:2]].isna().all(axis=None)  # one clip is held out, so there is nothing to compare
     result = evaluate(run_dir, show_progress=False)
     assert 0 <= result['fg_ari_refined'] <= 1
+    by_clip = pd.read_csv(run_dir / 'test_clips.csv')
+    assert by_clip.scene.tolist() == ['scene_0000', 'scene_0001']
+    for name in ('fg_ari', 'ari', 'mbo'):
+        assert result[f'video_{name}'] == pytest.approx(by_clip[f'video_{name}'].mean())
 
 
 def test_held_out_are_whole_clips(clips, tmp_path):
