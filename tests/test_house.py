@@ -89,7 +89,9 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
-    'video.score': 'core data features metrics video.clips video.model',
+    'video.score': 'core data features metrics video.clips video.identity video.metrics video.model',
+    'video.metrics': 'core metrics',
+    'video.identity': 'core metrics video.metrics',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '

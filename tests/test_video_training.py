@@ -83,7 +83,7 @@ def test_run_from_nothing(clips, tmp_path):
     by_clip = pd.read_csv(run_dir / 'test_clips.csv')
     assert by_clip.scene.tolist() == ['scene_0000', 'scene_0001']
     for name in ('fg_ari', 'ari', 'mbo'):
-        assert result[f'video_{name}'] == pytest.approx(by_clip[f'video_{name}'].mean())
+        assert result[f'{name}_video'] == pytest.approx(by_clip[f'{name}_video'].mean())
 
 
 def test_held_out_are_whole_clips(clips, tmp_path):

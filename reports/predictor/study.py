@@ -6,6 +6,7 @@ writes study.csv beside this file, for the page `reports/slot_predictor`. Featur
 
 import sys
 from pathlib import Path
+import numpy as np
 import pandas as pd
 import torch
 from tqdm import tqdm
@@ -21,8 +22,9 @@ from slotnb.train import make_loss, make_optimizer, set_lr, train_step
 from slotnb.video.batches import ClipFeatures, training_chunks
 from slotnb.video.clips import Clip, clip_chunks
 from slotnb.video.collapse import time_collapse, time_stats
+from slotnb.video.identity import object_tracks
+from slotnb.video.metrics import evaluate_clip
 from slotnb.video.model import build_model
-from slotnb.video.score import clip_scores
 
 SEEDS, STEPS, GRID, FRAMES = range(3), 400, (8, 8), 12
 # the source report's recipe as SAVi runs it: the GRU's output is carried through a predictor of random weights; small
@@ -77,7 +79,9 @@ def train(config, data, still):
     while step < STEPS:
         chunks = training_chunks(feats, data['clips']['train'], config, epoch)
         noise = generator(config.seed, 'slots', epoch)
-        for batch in torch.randperm(len(chunks), generator=generator(config.seed, 'order', epoch)).split(config.batch_size):
+        for batch in torch.randperm(len(chunks), generator=generator(config.seed, 'order', epoch)).split(
+            config.batch_size
+        ):
             set_lr(opt, config.lr * min(1, (step + 1) / (0.1 * STEPS)))
             x = chunks[batch]
             n = len(x) * (config.clip_length if still else 1)
@@ -111,8 +115,11 @@ def measure(model, config, data, still):
     shown = images.masks.unflatten(0, x.shape[:2]) if config.decoder == 'mlp' else masks
     scores = []
     for clip, m in zip(rows.tolist(), shown):
-        true = [data['scenes'][i].segmentation for i in clip]
-        scores.append(clip_scores((s, hard_masks(k, s.shape, GRID)) for s, k in zip(true, m)))
+        true = np.stack([data['scenes'][i].segmentation for i in clip])
+        pred = np.stack([hard_masks(k, true.shape[1:], GRID) for k in m])
+        found = evaluate_clip(true, pred)
+        names = [f'{k}_{part}' for k in ('fg_ari', 'ari', 'mbo') for part in ('video', 'image')]
+        scores.append({k: found[k] for k in names} | dict(switches=object_tracks(true, pred).switches.mean()))
     found = '; '.join(filter(None, (collapse(usage | stats), time_collapse(over_time))))
     return stats | pd.DataFrame(scores).mean().to_dict() | dict(collapse=found)
 

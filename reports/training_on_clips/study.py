@@ -35,10 +35,14 @@ def still_of(config):
 def runs_of(config):
     "Name, video configuration and whether it is trained; the still run comes first."
     still = still_of(replace(config, save_dir=f'{config.save_dir}/still'))
-    warm = dict(warm_start=str(still.run_dir), lr=config.lr / 4, clip_norm=0.05, num_epochs=EPOCHS['warm'], warmup_epochs=1)
+    warm = dict(
+        warm_start=str(still.run_dir), lr=config.lr / 4, clip_norm=0.05, num_epochs=EPOCHS['warm'], warmup_epochs=1
+    )
     plan = {f'from still, {loss}': replace(config, loss=loss, **warm) for loss in LOSSES}
     plan |= {f'from nothing, {loss}': replace(config, loss=loss) for loss in LOSSES}
-    return still, {k: replace(c, save_dir=f'{config.save_dir}/{k}'.replace(', ', '_').replace(' ', '_')) for k, c in plan.items()}
+    return still, {
+        k: replace(c, save_dir=f'{config.save_dir}/{k}'.replace(', ', '_').replace(' ', '_')) for k, c in plan.items()
+    }
 
 
 def predicted(model, run, data):
@@ -46,7 +50,9 @@ def predicted(model, run, data):
     feats = LazyFeatures(data.test, run.normalizer)
     for clip in data.clips['test'][:3]:
         size = data.scenes['test'][clip.rows[0].item()].image.shape[:2]
-        yield np.stack([hard_masks(m, size, model.grid) for m in clip_masks(model, feats, clip, run.config.seed)]).astype(np.uint8)
+        yield np.stack(
+            [hard_masks(m, size, model.grid) for m in clip_masks(model, feats, clip, run.config.seed)]
+        ).astype(np.uint8)
 
 
 def main(data_dir='data/movi_a_clips'):
@@ -69,7 +75,9 @@ def main(data_dir='data/movi_a_clips'):
 
     for part in ('still', 'nothing'):
         for seed in SEEDS:
-            config = TrainConfig(**COMMON, data_dir=data_dir, seed=seed, save_dir=str(folder / f'seed{seed}'), device='cpu')
+            config = TrainConfig(
+                **COMMON, data_dir=data_dir, seed=seed, save_dir=str(folder / f'seed{seed}'), device='cpu'
+            )
             still, plan = runs_of(config)
             if part == 'still':
                 run = load_run(fit(still, show_progress=False, data=data))

@@ -75,7 +75,7 @@ class InfoConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    "Write a dataset in another format: the same pixels, instance numbers and labels. Once for each split; resumes."
+    "Write a dataset in another format: the same instance numbers and, except in webp, pixels. Once for each split; resumes."
 
     data_dir: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')
@@ -86,6 +86,8 @@ class ConvertConfig:
     max_frames: int = 0  # frames of each scene, from the first; 0 is all
     skip_broken: bool = False  # leave out files that cannot be read, and report how many
     shard_size: int = 1000  # images a shard of webdataset
+    webp: int = 0  # quality of webp images in webdataset, 1 to 100; 0 is png, without loss
+    labels_only: bool = False  # of an instance keep only text, such as its material; drop numbers, such as positions
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,9 @@ def _data(c):
     if isinstance(a, InfoConfig):
         print(info(a.data_dir, a.split, a.max_frames, a.skip_broken, a.out))
     else:
-        print(convert_data(a.data_dir, a.out_dir, a.format, a.split, a.max_frames, a.skip_broken, a.shard_size))
+        small = dict(webp=a.webp, labels_only=a.labels_only)
+        common = (a.split, a.max_frames, a.skip_broken, a.shard_size)
+        print(convert_data(a.data_dir, a.out_dir, a.format, *common, **small))
 
 
 def _render(c):

@@ -51,8 +51,13 @@ def write_shards(
     split: str = 'train',  # prefix of the shard names
     shard_size: int = 1000,  # samples per shard
     progress: bool = True,  # show a progress bar
+    webp: int = 0,  # quality of WebP images, 1 to 100; 0: PNG, without loss
+    labels_only: bool = False,  # of an instance keep only text, such as its material; drop numbers, such as positions
 ) -> list[Path]:  # paths of the shards
     "Write a dataset as shards. Each shard is written atomically, and existing shards are kept."
+    if not 0 <= webp <= 100:
+        raise SlotnbError(f'webp is {webp}; give a quality from 1 to 100, or 0 for PNG')
+    kind = str if labels_only else object
     paths = [Path(out_dir) / f'{split}-{n:06}.tar' for n in range(-(-len(dataset) // shard_size))]
     with tqdm(total=len(dataset), desc=f'writing {split} shards', unit='image', disable=not progress) as bar:
         for path, start in zip(paths, range(0, len(dataset), shard_size)):
@@ -63,10 +68,12 @@ def write_shards(
             with atomic_path(path) as tmp, tarfile.open(tmp, 'w') as tar:
                 for i in ids:
                     s = dataset[i]
-                    metadata = dict(name=s.name, frame=s.frame, instances=s.instances)
+                    instances = [{k: v for k, v in o.items() if isinstance(v, kind)} for o in s.instances]
+                    metadata = dict(name=s.name, frame=s.frame, instances=instances)
                     if s.segmentation is not None and (s.segmentation < 0).any():
                         metadata['void'] = True
-                    members = {'png': encode_png(s.image), 'json': encode_json(metadata)}
+                    members = dict(webp=_webp(s.image, webp)) if webp else dict(png=encode_png(s.image))
+                    members['json'] = encode_json(metadata)
                     if s.segmentation is not None:
                         members['seg.png'] = encode_png(s.segmentation)
                     for ext, data in members.items():
@@ -75,6 +82,11 @@ def write_shards(
                         tar.addfile(info, io.BytesIO(data))
                     bar.update()
     return paths
+
+
+def _webp(pixels, quality):
+    Image.fromarray(pixels).save(out := io.BytesIO(), 'WEBP', quality=quality, method=6)
+    return out.getvalue()
 
 # %% ../../nbs/formats/shards.ipynb #cell-11
 def split_key(
