@@ -126,7 +126,7 @@ class TrainConfig(FeatureSettings):
     # what a slot carries: cell (the mean normalized input of its patches) or hidden (the output of slot attention)
     carry: str = 'cell'
     predictor: str = 'identity'  # of the next frame's slots: identity (begins as it), xavier (random weights) or none
-    next_iters: int = 2  # iterations of slot attention after the first frame
+    next_iters: int = 1  # iterations of slot attention after the first frame
     time_weight: float = 0.5  # of the term over time, of the losses contrast and similarity
     val_fraction: float = 0.1  # share of the training scenes held out to choose the best checkpoint
     flip: bool = True  # mirror the patch grid of a random half of the training images
@@ -215,7 +215,7 @@ STILL = dict(  # settings that mode still does not read, at their defaults
     clip_stride=(0,),
     carry=('cell',),
     predictor=('identity',),
-    next_iters=(2,),
+    next_iters=(1,),
     time_weight=(0.5,),
 )
 RULES = (

@@ -69,7 +69,7 @@ def object_slots(
     slot = torch.arange(masks.shape[1], device=masks.device)
     return (count > 0) & (slot != spread.argmax(1, keepdim=True))
 
-# %% ../../nbs/video/model.ipynb #d2035439
+# %% ../../nbs/video/model.ipynb #cac4a932
 class VideoOutput(NamedTuple):
     "What a forward pass over clips returns; the first five are those of `ModelOutput`, with an axis of time."
 
@@ -100,7 +100,7 @@ class SlotVideo(SlotAutoencoder):
         *args,  # of `SlotAutoencoder`
         carry: str = 'cell',  # 'cell': mean normalized input of a slot's cell; 'hidden': slot attention's output
         predictor: str = 'identity',  # one of `SlotPredictor.kinds`
-        next_iters: int = 2,  # iterations of slot attention after the first frame
+        next_iters: int = 1,  # iterations of slot attention after the first frame
         cells: int = 0,  # of a square coarse grid, for the layer that `TemporalSimilarity` trains; 0: there is none
         **kwargs,  # of `SlotAutoencoder`; slot_attention must be 'standard'
     ):
@@ -151,7 +151,7 @@ class SlotVideo(SlotAutoencoder):
             for _ in range(iters):
                 slots, logits = self.slot_attention.step(slots, x)
             attn = logits.softmax(1)
-            following = self.predict(slots, attn, inputs, start)
+            following = self.predict(slots, attn, inputs)
         recon, masks = self.decode(slots, logits, target)
         recon, masks, objects = recon.to(feats.dtype), masks.to(feats.dtype), object_slots(attn, self.grid)
         return VideoOutput(recon, slots, attn, masks, target, start, objects, *self.moved(slots, target)), following
@@ -173,14 +173,12 @@ class SlotVideo(SlotAutoencoder):
         slots: Tensor,  # (b k d) slot attention's output
         attn: Tensor,  # (b k n)
         inputs: Tensor,  # (b n d) projected patch tokens
-        start: Tensor,  # (b k d) from which the slots were computed
     ) -> Tensor:  # (b k d)
         "Slots with which the next frame starts. The background slot of `FarthestInit` starts anew."
         if self.carry == 'cell':
             owner = nn.functional.one_hot(attn.argmax(1), attn.shape[1]).to(inputs.dtype).transpose(1, 2)  # (b k n)
-            count = owner.sum(-1, keepdim=True)
-            mean = owner @ nn.functional.layer_norm(inputs, inputs.shape[-1:]) / count.clamp(min=1)
-            slots = torch.where(count > 0, mean, start)
+            slots = owner @ nn.functional.layer_norm(inputs, inputs.shape[-1:])
+            slots = slots / owner.sum(-1, keepdim=True).clamp(min=1)
         slots = self.predictor(slots)
         if isinstance(self.init, FarthestInit):
             slots = torch.cat([self.init.background.expand(len(slots), -1, -1), slots[:, 1:]], 1)
