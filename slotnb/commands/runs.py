@@ -153,6 +153,11 @@ def _train(c):
             text += ', '.join(f"{name} {100 * result[f'{key}_{source}']:.1f}" for name, key in scores.items()) + '; '
     else:
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
+    if 'ari_video' in result:
+        text += 'whole clips, one label a slot: '
+        text += ', '.join(f"{name} {100 * result[f'{key}_video']:.1f}" for name, key in scores.items())
+        text += f", {100 * result['tracked_loose']:.0f} % of the objects mostly tracked, "
+        text += f"{result['switches']:.1f} switches an object; "
     text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
     text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
