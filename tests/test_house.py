@@ -92,6 +92,8 @@ ALLOWED = {
     'video.score': 'core data features metrics video.clips video.identity video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
+    'video.strips': 'core plots',
+    'video.link': 'core metrics model refine slot_attention video.metrics',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
     'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['IN_MEMORY', 'NOT_OF_DATA', 'RunData', 'frozen_backbone', 'tell_unread', 'open_split', 'prepare', 'make_normalizer',
-           'warm_normalizer', 'fit_normalizer', 'load_if_fits', 'check_memory', 'data_key']
+           'fit_normalizer', 'load_if_fits', 'check_memory', 'data_key']
 
 # %% ../../nbs/runs/inputs.ipynb #c4cfc59f
 import json
@@ -167,7 +167,7 @@ def make_normalizer(
     return make_part('normalizer', config.normalizer, _NORMALIZERS, feat_dim=feat_dim, dim=config.space_dim)
 
 
-def warm_normalizer(
+def _warm_normalizer(
     config: TrainConfig,  # of mode video, with `warm_start`
     data: RunData,
 ) -> nn.Module:  # fitted
@@ -193,9 +193,9 @@ def fit_normalizer(
     device: torch.device | str = 'cpu',  # where it normalizes
     segments: Tensor | None = None,  # (s n) of the training scenes, for a normalizer that uses them
 ) -> nn.Module:
-    "The normalizer of a run, fitted on the training scenes without the held-out ones; see `warm_normalizer`."
+    "The normalizer of a run, fitted on the training scenes without the held-out ones, or that of the run to start from."
     if config.mode == 'video' and config.warm_start:
-        return warm_normalizer(config, data).to(device)
+        return _warm_normalizer(config, data).to(device)
     norm = make_normalizer(config, data.train.shape[-1])
     if hasattr(norm, 'fit'):
         norm.fit(data.train) if segments is None else norm.fit(data.train, segments)

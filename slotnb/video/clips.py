@@ -58,7 +58,9 @@ def clip_index(
 
 def _steadiness(dataset, rows):
     "Median time between frames of a video file / the longest; NaN without times."
-    times = getattr(dataset, 'times', {}).get(dataset.entries[rows[0]].where, [])[: len(rows)]
+    if not hasattr(dataset, 'times'):
+        return np.nan
+    times = dataset.times.get(dataset.entries[rows[0]].where, [])[: len(rows)]
     if len(times) < 2 or None in times:
         return np.nan
     steps = np.diff(np.array(times))
