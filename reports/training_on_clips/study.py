@@ -2,7 +2,8 @@
 
     python reports/training_on_clips/study.py [data_dir]
 
-writes study.csv and strips.npz beside this file, for the page `reports/video_training`. Finished runs are kept in the cache."""
+writes study.csv and strips.npz beside this file. Finished runs are kept in the cache. It has not been run to its end
+yet: on two busy cores it takes more than an hour."""
 
 import sys
 from dataclasses import replace

@@ -171,8 +171,8 @@ def _warm_normalizer(
     config: TrainConfig,  # of mode video, with `warm_start`
     data: RunData,
 ) -> nn.Module:  # fitted
-    """The normalizer of the run that `warm_start` names: its weights mean nothing in another space. `SlotnbError` if that
-    run has other features or another normalizer."""
+    """The normalizer of the run that `warm_start` names: its weights mean nothing in another space. `SlotnbError` if
+    that run has other features or another normalizer."""
     path = checkpoint_path(config.warm_start)
     tensors, about = load_tensors(path)[0], read_about(path.parent / 'config.json')
     pairs = {k: (v, data.record.get(k)) for k, v in about['backbone'].items()}
@@ -193,7 +193,7 @@ def fit_normalizer(
     device: torch.device | str = 'cpu',  # where it normalizes
     segments: Tensor | None = None,  # (s n) of the training scenes, for a normalizer that uses them
 ) -> nn.Module:
-    "The normalizer of a run, fitted on the training scenes without the held-out ones, or that of the run to start from."
+    "The normalizer of a run, fitted on the training scenes without the held-out ones; warm video runs keep theirs."
     if config.mode == 'video' and config.warm_start:
         return _warm_normalizer(config, data).to(device)
     norm = make_normalizer(config, data.train.shape[-1])
