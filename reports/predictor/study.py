@@ -44,7 +44,10 @@ ARMS = {
     'target: learned': dict(target='learned'),
     'batch: 8 clips': dict(batch_size=8),
     'decoder: mlp, as the report': dict(decoder='mlp'),
+    'decoder: mlp, predictor: none': dict(decoder='mlp', predictor='none'),
     'stills': dict(still=True),
+    'stills, target: learned': dict(target='learned', still=True),
+    'stills, decoder: mlp': dict(decoder='mlp', still=True),
 }
 
 
