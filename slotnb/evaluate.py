@@ -29,7 +29,7 @@ from .formats.detect import open_dataset
 from .geometry import frame_of, inside_if_any
 from .losses import feature_mse, feature_spread
 from .metrics import evaluate_labels, evaluate_masks
-from .model import ModelOutput, SlotAutoencoder, build
+from .model import ModelOutput, SlotAutoencoder
 from .normalizer import Moments, Normalizer
 from .parts import check_trust
 from .refine import merge_slots, refine_masks
@@ -43,6 +43,8 @@ from .runs.state import read_metrics, seconds_per_epoch
 from .runs.verify import write_sealed
 from .segment.result import Segmentation, shrink
 from .segment.segmenter import ModelSlots, Segmenter
+from .video.model import build_model
+from .video.score import score_clips
 
 # %% ../nbs/14_evaluate.ipynb #c128d703
 @torch.no_grad()
@@ -147,7 +149,7 @@ def load_run(
     except (KeyError, TypeError) as e:
         raise SlotnbError(f"{path.parent / 'config.json'} is not a run's configuration ({e})") from None
     norm = make_normalizer(config, dim)
-    model = build(config, getattr(norm, 'out_dim', dim), grid)
+    model = build_model(config, getattr(norm, 'out_dim', dim), grid)
     load_into(model, tensors, 'model', path)
     load_into(norm, tensors, 'normalizer', path)
     if meta.get('run', key := repr(run_key(about))) != key:
@@ -289,6 +291,8 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     )
     result |= {f'{kind}_images': n for kind, n in notes.items() if n}
     result |= usage | by_scene.mean().dropna().to_dict() | _target_kept(run, data)
+    if data.clips and test.has_ground_truth:  # one label a slot, for the whole clip
+        result |= score_clips(run.model, normalized, data.clips['test'], test, run.config.seed, run_dir)
     result['collapse'] = collapse(result | dict(fvu=result['test_fvu']))
     sources = dict(raw=data.train_and_val, normalized=LazyFeatures(data.train_and_val, run.normalizer))
     features = {name: feature_stats(feats) for name, feats in sources.items()}

@@ -245,10 +245,11 @@ def gather(
 
 # %% ../nbs/03_features.ipynb #c1b83c8b
 def flip_images(
-    feats: Tensor,  # (b n d) patch tokens, row by row over the grid
+    feats: Tensor,  # (b n d) patch tokens, row by row over the grid, or (b t n d) of clips
     grid: tuple[int, int],  # (h, w)
     generator: torch.Generator | None = None,  # on the CPU
-) -> Tensor:  # (b n d)
-    "Mirror the patch grid, left to right, of a random half of the images."
+) -> Tensor:  # as `feats`
+    "Mirror the patch grid, left to right, of a random half of the images, or of the clips."
     chosen = (torch.rand(len(feats), generator=generator) < 0.5).to(feats.device)
-    return torch.where(chosen[:, None, None], feats.unflatten(1, grid).flip(2).flatten(1, 2), feats)
+    mirrored = feats.unflatten(-2, grid).flip(-2).flatten(-3, -2)
+    return torch.where(chosen.view(-1, *[1] * (feats.ndim - 1)), mirrored, feats)

@@ -8,6 +8,7 @@ __all__ = ['SLOT_ATTENTIONS', 'SLOT_INITS', 'DECODERS', 'PROJECTIONS', 'LearnedT
 
 # %% ../nbs/08_model.ipynb #cell-2
 import math
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 import torch
@@ -212,6 +213,7 @@ def build(
     config,  # `TrainConfig`, or anything with its fields
     feat_dim: int,  # width of the patch tokens
     num_patches: int | tuple[int, int] = 256,  # patches of the grid, or its (h, w)
+    make: Callable = SlotAutoencoder,  # of a model, with the same arguments
 ) -> SlotAutoencoder:  # initialized by `config.seed` alone
     "The model that a configuration describes."
     names = (
@@ -222,4 +224,4 @@ def build(
         torch.manual_seed(generator(config.seed, 'weights').initial_seed())
         border = getattr(config, 'resize', 'stretch') == 'letterbox'
         parts = {name: getattr(config, name) for name in names.split()}
-        return SlotAutoencoder(feat_dim, num_patches, **parts, border=border)
+        return make(feat_dim, num_patches, **parts, border=border)

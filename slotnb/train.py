@@ -22,15 +22,19 @@ from .diagnostics import means, slot_stats
 from .features import LazyFeatures, flip_images, gather
 from .geometry import frame_of, inside_if_any
 from .losses import SlotLoss, feature_mse, feature_spread
-from .model import SlotAutoencoder, build
+from .model import SlotAutoencoder
 from .parts import make_part
 from .refine import segment_labels
 from .runs.checkpoints import checkpoint_path, load_into, load_tensors
-from .runs.config import TrainConfig, check_memory
+from .runs.config import TrainConfig
 from .runs.folder import RunState
 from .runs.identity import check_same_run, same_threads
-from .runs.inputs import RunData, fit_normalizer, load_if_fits, prepare
+from .runs.inputs import RunData, check_memory, fit_normalizer, load_if_fits, prepare
 from .runs.masks import NUM_TRACKED
+from .video.batches import ClipFeatures, held_out_chunks, training_chunks
+from .video.collapse import time_stats
+from .video.losses import VIDEO_LOSSES
+from .video.model import build_model
 
 # %% ../nbs/13_train.ipynb #cfa554fb
 def train_step(
@@ -82,9 +86,11 @@ def make_optimizer(
 
 def make_loss(
     config: TrainConfig,
-) -> Callable:  # of a `ModelOutput`
+) -> Callable:  # of a `ModelOutput`, or of a `VideoOutput`
     "The loss that `config.loss` names."
-    loss = make_part('loss', config.loss, dict(slots=SlotLoss), diversity_weight=config.diversity_weight)
+    builtin = VIDEO_LOSSES if config.mode == 'video' else dict(slots=SlotLoss)
+    weights = dict(diversity_weight=config.diversity_weight, time_weight=config.time_weight)
+    loss = make_part('loss', config.loss, builtin, **weights)
     if config.resize == 'letterbox':
         loss.border = True
     return loss
@@ -106,7 +112,7 @@ def train_epoch(
     step: Callable,  # of feats (b n d) and noise (b k d); returns what `train_step` returns
     model: SlotAutoencoder,  # that `step` trains
     opt: torch.optim.Optimizer,  # that `step` uses
-    feats: Tensor | LazyFeatures,  # (s n d) normalized, on the model's device
+    feats: Tensor | LazyFeatures | ClipFeatures,  # (s n d) normalized, on the model's device, or (c t n d) of clips
     config: TrainConfig,
     epoch: int,  # from 0
 ) -> dict[str, float]:  # means over the steps, and the last learning rate
@@ -128,7 +134,7 @@ def train_epoch(
 class Validation(NamedTuple):
     "Measures of the held-out scenes after an epoch."
 
-    row: dict[str, float]  # val_mse, val_fvu, and val_ with every name of `slot_stats`
+    row: dict[str, float]  # val_mse, val_fvu, and val_ with every name of `slot_stats`, and of `time_stats` for clips
     attn: Tensor  # (w k n) slot attention's masks of the first `NUM_TRACKED` images, half precision, on the device
     masks: Tensor  # (w k n) the decoder's
 
@@ -136,22 +142,26 @@ class Validation(NamedTuple):
 @torch.no_grad()
 def validate(
     model: SlotAutoencoder,
-    feats: Tensor | LazyFeatures,  # (s n d) held out, normalized
+    feats: Tensor | LazyFeatures | ClipFeatures,  # (s n d) held out, normalized, or (c t n d) of clips
     seed: int,  # of the slots' noise
     batch_size: int = 32,  # images per forward pass
 ) -> Validation:
     "Evaluate the held-out scenes; the noise of the slots is the same in every epoch."
-    noise, errors, rows, tracked = generator(seed, 'evaluation'), [], [], []
+    noise, errors, rows, tracked, clips = generator(seed, 'evaluation'), [], [], [], []
     model.eval()
-    for x in batches(feats, batch_size):
-        out, own = model(x, noise), inside_if_any(x)
+    for x in batches(feats, max(1, batch_size // math.prod(feats.shape[1:-2]))):
+        out = model(x, noise)
+        if x.ndim == 4:
+            clips.append(out)
+            out, x = out.images(), x.flatten(0, 1)
+        own = inside_if_any(x)
         mse, spread = feature_mse(out.recon, out.target, own), feature_spread(out.target, own)
         weight = len(x) if own is None else own.float().mean(1).sum().item()  # images, by their patches
         errors.append((weight, dict(mse=mse.item(), spread=spread.item())))
         rows.append((len(x), slot_stats(out.slots, out.masks, own)))
         if not tracked:
             tracked = [m[:NUM_TRACKED].half() for m in (out.attn, out.masks)]
-    row = means(errors) | means(rows)
+    row = means(errors) | means(rows) | (time_stats(clips) if clips else {})
     spread = row.pop('spread')
     row = dict(mse=row['mse'], fvu=row['mse'] / spread) | row
     return Validation({f'val_{k}': v for k, v in row.items()}, *tracked)
@@ -201,7 +211,8 @@ def _train_round(
     device = default_device(config.device)
     train, val = load_if_fits(data, norm, device)
     check_memory(config, train.shape)
-    model = build(config, train.shape[-1], tuple(data.record['grid'])).to(device)
+    model, video = build_model(config, train.shape[-1], tuple(data.record['grid'])).to(device), config.mode == 'video'
+    val = held_out_chunks(val, data.clips['val']) if video else val
     opt = make_optimizer(config, model.parameters())
     step, engine = make_step(config, model, opt)
     about = dict(total=config.num_epochs, desc=f'train {config.run_dir}{name}', unit='epoch', disable=not show_progress)
@@ -209,7 +220,8 @@ def _train_round(
         bar.update(state.epoch)
         while not state.finished:
             start = time.perf_counter()
-            row = train_epoch(step, model, opt, train, config, state.epoch)
+            feats = training_chunks(train, data.clips['train'], config, state.epoch) if video else train
+            row = train_epoch(step, model, opt, feats, config, state.epoch)
             seconds = time.perf_counter() - start
             bar.set_postfix(state.end_epoch(row, validate(model, val, config.seed), seconds))
             bar.update()

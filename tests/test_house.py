@@ -28,13 +28,14 @@ ALLOWED = {
     'baselines': 'core',
     'diagnostics': 'core geometry losses metrics normalizer',
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
-    'runs.folder runs.identity runs.inputs runs.masks',
+    'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.executors '
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
-    'runs.config': 'core geometry model normalizer parts slot_attention weights',
-    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.config',
+    'runs.config': 'core geometry model normalizer parts slot_attention video.model weights',
+    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.checkpoints runs.config '
+    'runs.identity video.batches video.clips',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
     'runs.verify': 'core',
@@ -46,7 +47,7 @@ ALLOWED = {
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config',
     'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
-    'runs.owner runs.state',
+    'runs.owner runs.state video.collapse',
     'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',
@@ -89,6 +90,11 @@ ALLOWED = {
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # video
     'video.clips': 'core data',
+    'video.model': 'core model slot_attention',
+    'video.losses': 'losses video.model',
+    'video.collapse': 'losses video.model',
+    'video.batches': 'core features video.clips',
+    'video.score': 'core data features metrics video.clips video.identity video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
     'video.strips': 'core plots',

@@ -39,7 +39,14 @@ class TrainCommand(TrainConfig):
     # or auto: letterbox for a folder of pictures without train and test, else stretch
     resize: str = 'auto'
 
+    max_frames: int = -1  # frames of each scene; 0 is all; -1 is 1 for mode still, and all for mode video
+
     resizes = (*TrainConfig.resizes, 'auto')
+
+    def __post_init__(self):
+        if self.max_frames == -1:
+            object.__setattr__(self, 'max_frames', 0 if self.mode == 'video' else 1)
+        super().__post_init__()
 
 
 @dataclass(frozen=True)
@@ -151,6 +158,11 @@ def _train(c):
             text += 'no FG-ARI and mBO, because no test mask holds an object; '
     else:
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
+    if 'ari_video' in result:
+        text += 'whole clips, one label a slot: '
+        text += ', '.join(f"{name} {100 * result[f'{key}_video']:.1f}" for name, key in scores.items())
+        text += f", {100 * result['tracked_loose']:.0f} % of the objects mostly tracked, "
+        text += f"{result['switches']:.1f} switches an object; "
     text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
     if (run_dir / 'test_masks.safetensors').exists():
@@ -204,12 +216,13 @@ def _sweep(c):
 
 
 TRAIN = dict(
-    common='data_dir save_dir backbone num_slots num_epochs resize seed device preset extend',
-    data='train_split test_split max_frames skip_broken',
+    common='data_dir save_dir backbone mode num_slots num_epochs resize seed device preset extend',
+    data='train_split test_split skip_broken',
     features='weights layer final_norm facet color resolution grid_size precision feature_std',
     space='normalizer space_dim rounds',
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',
+    video='max_frames clip_length clip_stride carry predictor next_iters time_weight',
     training='batch_size lr warmup_epochs optimizer clip_norm loss diversity_weight weight_init warm_start '
     'val_fraction flip train_precision engine',
     hidden='extended',  # written by --extend

@@ -103,9 +103,10 @@ def checkpoint_path(
 def warm_start(
     model: SlotAutoencoder,  # changed in place
     path: str | Path,  # a run's folder, or the best_model.safetensors in it
+    decoder: bool = False,  # load the decoder too
 ):
-    "Load projection, initial slots and slot attention from a run. Decoder and target keep their weights."
+    "Load projection, initial slots and slot attention from a run. The other parts keep their weights."
     path = checkpoint_path(path)
     tensors, _ = load_tensors(path)
-    for part in ('project', 'init', 'slot_attention'):
+    for part in ('project', 'init', 'slot_attention', *(['decoder'] if decoder else [])):
         load_into(getattr(model, part), tensors, f'model.{part}', path)

@@ -25,6 +25,7 @@ from .inputs import RunData
 from .masks import MaskHistory, is_kept
 from .owner import Owner
 from .state import Progress, csv_text, restore_state, save_state
+from ..video.collapse import time_collapse
 
 # %% ../../nbs/runs/folder.ipynb #cc5026bc
 def _cannot_write(path, e):
@@ -126,7 +127,7 @@ class RunState:
         self.kept, self.unwritten, self.warned = {}, False, ''  # weights of the best epoch
         resumed = self.path.exists()
         if config.warm_start and not resumed:
-            warm_start(self.model, config.warm_start)
+            warm_start(self.model, config.warm_start, decoder=config.mode == 'video')
         if resumed:
             self.restore()
         with _writing(self.folder):
@@ -265,7 +266,8 @@ class RunState:
     def _warn(self, row):
         "Log a collapse when it starts and when it changes kind."
         stats = {k.removeprefix('val_'): v for k, v in row.items()}
-        found = collapse(stats) if self.epoch >= self.config.warmup_epochs else ''
+        found = '; '.join(filter(None, (collapse(stats), time_collapse(stats))))
+        found = found if self.epoch >= self.config.warmup_epochs else ''
         if found and found.split('(')[0] != self.warned.split('(')[0]:
             self._say(f'COLLAPSE in epoch {self.epoch}: {found}')
         self.warned = found or self.warned

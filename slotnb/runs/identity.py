@@ -13,13 +13,14 @@ from pathlib import Path
 import torch
 from ..core import SlotnbError, digest, read_json, write_json
 from ..parts import signature
-from .config import TrainConfig, versions
+from .config import STILL, TrainConfig, versions
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
 MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
 _BEFORE = dict(  # what runs did before there was a setting
-    resize='stretch', extended='', train_split='train', test_split='test', color=0.0
+    resize='stretch', extended='', train_split='train', test_split='test', color=0.0, mode='still'
 )
+_BEFORE |= {name: known[0] for name, known in STILL.items()}
 
 
 def read_about(

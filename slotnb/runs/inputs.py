@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['IN_MEMORY', 'NOT_OF_DATA', 'RunData', 'frozen_backbone', 'tell_unread', 'holds_out', 'open_split', 'prepare',
-           'make_normalizer', 'fit_normalizer', 'load_if_fits', 'data_key']
+           'make_normalizer', 'fit_normalizer', 'load_if_fits', 'check_memory', 'data_key']
 
 # %% ../../nbs/runs/inputs.ipynb #c4cfc59f
 import json
 import math
+import os
 from dataclasses import asdict
 from functools import partial
 from typing import NamedTuple
@@ -23,7 +24,11 @@ from ..formats.detect import has_no_splits, open_part
 from ..geometry import MiddleSquares
 from ..normalizer import LinearSpace, Moments, Normalizer
 from ..parts import make_part
+from .checkpoints import checkpoint_path, load_into, load_tensors
 from .config import TrainConfig
+from .identity import read_about
+from ..video.batches import renumbered
+from ..video.clips import Clip, clip_index, rate_remark
 
 # %% ../../nbs/runs/inputs.ipynb #c7f4df22
 class RunData(NamedTuple):
@@ -37,6 +42,7 @@ class RunData(NamedTuple):
     scale: float  # factor that `feature_std` applies; 1 otherwise
     scenes: dict[str, Dataset]  # 'train' (with the held-out ones) and 'test'
     digests: dict[str, str] = {}  # of images (with the backbone) and masks of both splits; part of a run's identity
+    clips: dict[str, list[Clip]] = {}  # of mode video: rows of the features in train, val and test
 
 
 def frozen_backbone(
@@ -126,11 +132,13 @@ def prepare(
     data = {split: open_split(config, split, show_progress) for split in ('train', 'test')}
     _check_apart(config, data)
     told = {split: len(data[split].remarks) for split in data}
-    num_val = max(1, round(config.val_fraction * len(data['train'])))
-    num_train = len(data['train']) - num_val
+    clips = _clips(config, data, show_progress) if config.mode == 'video' else {}
+    units = clips['train'] if clips else range(len(data['train']))  # of which some are held out
+    num_val = max(1, round(config.val_fraction * len(units)))
+    num_train, what = len(units) - num_val, 'clip' if clips else 'image'
     if not num_train:
-        raise SlotnbError(f"'{config.data_dir}' has one training image; training needs two, of which one is held out")
-    if config.batch_size > num_train:
+        raise SlotnbError(f"'{config.data_dir}' has one training {what}; training needs two, of which one is held out")
+    if config.batch_size > num_train and not clips:
         tqdm.write(
             f'batch_size {config.batch_size}: each step takes all {num_train} training images, there are no more'
         )
@@ -142,8 +150,12 @@ def prepare(
             tqdm.write(f'{config.data_dir}, {split}: {remark}')
     scale = config.feature_std / Moments.of(train).total_std if config.feature_std else 1.0
     rescale = None if scale == 1 else lambda x: x * scale
-    order = torch.randperm(len(train), generator=generator('held out'))
+    order = torch.randperm(len(units), generator=generator('held out'))
     held_out, rest = order[:num_val].sort().values, order[num_val:].sort().values
+    if clips:
+        parts = dict(val=[units[i] for i in held_out], train=[units[i] for i in rest])
+        held_out, rest = (torch.cat([c.rows for c in part]) for part in parts.values())
+        clips |= {k: renumbered(part) for k, part in parts.items()}
     return RunData(
         train=LazyFeatures(train, rescale, rest),
         val=LazyFeatures(train, rescale, held_out),
@@ -153,7 +165,18 @@ def prepare(
         scale=scale,
         scenes=data,
         digests=dict(train=train.folder.name, test=test.folder.name) | {f'{k} masks': v.masks for k, v in read.items()},
+        clips=clips,
     )
+
+
+def _clips(config, data, show_progress):
+    "The clips of both splits. `SlotnbError` for a training clip that is too short for a chunk."
+    least = dict(train=(config.clip_length - 1) * max(1, config.clip_stride) + 1, test=1)
+    clips = {split: clip_index(data[split], n, progress=show_progress) for split, n in least.items()}
+    for split in clips:
+        if remark := rate_remark(clips[split]):
+            tqdm.write(f'{config.data_dir}, {split}: {remark}')
+    return clips
 
 # %% ../../nbs/runs/inputs.ipynb #c5afd157
 _NORMALIZERS = {kind: partial(Normalizer, kind) for kind in Normalizer.kinds}
@@ -168,13 +191,35 @@ def make_normalizer(
     return make_part('normalizer', config.normalizer, _NORMALIZERS, feat_dim=feat_dim, dim=config.space_dim)
 
 
+def _warm_normalizer(
+    config: TrainConfig,  # of mode video, with `warm_start`
+    data: RunData,
+) -> nn.Module:  # fitted
+    """The normalizer of the run that `warm_start` names: its weights mean nothing in another space. `SlotnbError` if
+    that run has other features or another normalizer."""
+    path = checkpoint_path(config.warm_start)
+    tensors, about = load_tensors(path)[0], read_about(path.parent / 'config.json')
+    pairs = {k: (v, data.record.get(k)) for k, v in about['backbone'].items()}
+    pairs |= {k: (about['config'].get(k), getattr(config, k)) for k in ('normalizer', 'space_dim', 'resize')}
+    pairs |= dict(feature_std=(tensors['scale'].item(), torch.tensor(data.scale).item()))
+    for name, (there, here) in pairs.items():
+        if there != here and (name, there) != ('resize', None):
+            raise SlotnbError(f'warm_start {config.warm_start} has {name} {there}, this run has {here}; use the same')
+    norm = make_normalizer(config, data.train.shape[-1])
+    load_into(norm, tensors, 'normalizer', path)
+    norm.fitted = True
+    return norm
+
+
 def fit_normalizer(
     config: TrainConfig,
     data: RunData,
     device: torch.device | str = 'cpu',  # where it normalizes
     segments: Tensor | None = None,  # (s n) of the training scenes, for a normalizer that uses them
 ) -> nn.Module:
-    "The normalizer of a run, fitted on the training scenes without the held-out ones."
+    "The normalizer of a run, fitted on the training scenes without the held-out ones; warm video runs keep theirs."
+    if config.mode == 'video' and config.warm_start:
+        return _warm_normalizer(config, data).to(device)
     norm = make_normalizer(config, data.train.shape[-1])
     if hasattr(norm, 'fit'):
         norm.fit(data.train) if segments is None else norm.fit(data.train, segments)
@@ -195,10 +240,28 @@ def load_if_fits(
     fits = 4 * sum(math.prod(s.shape) for s in sets) <= room
     return tuple(s.load() if fits else s for s in sets)
 
+# %% ../../nbs/runs/inputs.ipynb #75093cb5
+def check_memory(
+    config: TrainConfig,
+    shape: tuple[int, int, int],  # (s n d) of the normalized features
+    memory: int | None = None,  # bytes; None: of this machine
+):
+    "Refuse a model that cannot fit. The estimate is low: slot attention's weights with moments, and its masks."
+    slots, width, (_, n, d) = config.num_slots, config.slot_dim, shape
+    weights = 4 * 4 * width * (6 * width + d)
+    masks = 4 * min(config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
+    if memory is None:
+        memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else math.inf
+    if weights + masks > memory:
+        raise SlotnbError(
+            f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
+            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}'
+        )
+
 # %% ../../nbs/runs/inputs.ipynb #c3cb9a78
 NOT_OF_DATA = (  # settings that do not change what `prepare` returns
     'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
-    'slot_init slot_std '
+    'slot_init slot_std clip_length clip_stride carry predictor next_iters time_weight '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
     'warmup_epochs num_epochs extended clip_norm train_precision engine seed'
 ).split()
