@@ -11,7 +11,8 @@ import tempfile
 from pathlib import Path
 import numpy as np
 from playwright.sync_api import sync_playwright
-from slotnb.runs.config import preset, versions
+from slotnb.runs.config import preset
+from slotnb.runs.identity import versions
 from slotnb.train import fit
 
 ROOT = Path(__file__).parent.parent

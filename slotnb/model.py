@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['SLOT_ATTENTIONS', 'SLOT_INITS', 'DECODERS', 'PROJECTIONS', 'LearnedTarget', 'identity_', 'ModelOutput',
-           'SlotAutoencoder', 'build']
+           'SlotAutoencoder', 'build', 'outputs', 'predict']
 
 # %% ../nbs/08_model.ipynb #cell-2
 import math
+from collections.abc import Iterator, Sequence
 from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 import torch
 from torch import Tensor, nn
-from .core import SlotnbError, check_shape, generator
+from .core import SlotnbError, batches, check_shape, generator
 from .decoder import AttentionDecoder, DecoderOutput, LinearDecoder, MLPDecoder
 from .geometry import inside_if_any
 from .parts import make_part
@@ -225,3 +226,26 @@ def build(
         border = getattr(config, 'resize', 'stretch') == 'letterbox'
         parts = {name: getattr(config, name) for name in names.split()}
         return make(feat_dim, num_patches, **parts, border=border)
+
+# %% ../nbs/08_model.ipynb #a2ec5f62
+@torch.no_grad()
+def outputs(
+    model: SlotAutoencoder,
+    feats: Sequence,  # (s n d) normalized, a tensor or `LazyFeatures`
+    seed: int,  # of the slots' noise
+    batch_size: int = 32,  # images per forward pass
+) -> Iterator[ModelOutput]:  # batch by batch
+    "Run the model without gradients."
+    noise = generator(seed, 'evaluation')
+    for x in batches(feats, batch_size):
+        yield model(x, noise)
+
+
+def predict(
+    model: SlotAutoencoder,
+    feats: Sequence,  # (s n d) normalized, a tensor or `LazyFeatures`
+    seed: int,  # of the slots' noise
+    batch_size: int = 32,  # images per forward pass
+) -> ModelOutput:  # of all images
+    "The outputs for all images, concatenated; as large as the features."
+    return ModelOutput(*(torch.cat(parts) for parts in zip(*outputs(model, feats, seed, batch_size))))

@@ -36,13 +36,9 @@ def load_runs(
         about = dict(run_dir=str(path.parent), label=_label(book), weights=book['backbone']['weights'])
         rows.append(book['config'] | read_sealed(path) | about)
     if not rows:
-        raise SlotnbError(
-            f"'{runs_dir}' holds no finished run of a sweep; create runs with slotnb sweep --out_dir {runs_dir}"
-        )
+        raise SlotnbError(f"'{runs_dir}' holds no finished run of a sweep; create some with slotnb sweep")
     if len({r.get('score_size') for r in rows}) > 1:
-        raise SlotnbError(
-            f"'{runs_dir}' mixes runs that were scored at several sizes; the same slotnb sweep scores anew"
-        )
+        raise SlotnbError(f"'{runs_dir}' mixes runs scored at several sizes; the same slotnb sweep scores anew")
     table = pd.DataFrame(rows)
     scored = [f'{m}_{c[4:]}' for c in table if c.startswith('ari_') for m in ('fg_ari', 'mbo')]
     return table.assign(**{c: np.nan for c in scored if c not in table})  # no test scene has an object
@@ -294,8 +290,7 @@ def render_notebook(
 def build_report(
     runs_dir: str | Path = 'runs',  # of a sweep
     out: str | Path = 'reports/_build/ta_report.html',  # the page; the executed notebook is written beside it
-    notebook: str
-    | Path = '',  # its source; empty: ta_report, or unlabeled_report without ground truth or objects in it
+    notebook: str | Path = '',  # its source; empty: ta_report, or unlabeled_report without ground truth or objects
 ) -> Path:  # of the page
     "Execute the report notebook on the runs and write one HTML file; its tables go to the folder of the same name."
     scored = load_runs(runs_dir).get('fg_ari_attn', pd.Series()).notna().any()

@@ -21,10 +21,11 @@ from joblib import Parallel, delayed, parallel_config
 from scipy.stats import t as student
 from tqdm import tqdm
 from .core import SlotnbError, default_device
-from .evaluate import at_score_size, evaluate, load_run, outputs
+from .evaluate import at_score_size, evaluate, load_run
 from .features import LazyFeatures
 from .geometry import frame_of
 from .metrics import evaluate_masks
+from .model import outputs
 from .runs.config import TrainConfig
 from .runs.folder import epochs_done, mark_failed, why_failed
 from .runs.inputs import NOT_OF_DATA, prepare

@@ -30,6 +30,8 @@ ALLOWED = {
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
     'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
+    'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state runs.verify '
+    'formats.detect segment.result segment.segmenter train video.model video.score',
     'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.executors '
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of

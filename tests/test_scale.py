@@ -13,7 +13,8 @@ from slotnb.diagnostics import feature_stats
 from slotnb.normalizer import Moments, Normalizer
 from slotnb.features import LazyFeatures
 from slotnb.runs.config import preset
-from slotnb.evaluate import evaluate, outputs, predict
+from slotnb.evaluate import evaluate
+from slotnb.model import outputs, predict
 from slotnb.model import build
 from slotnb.train import fit, make_optimizer, make_step
 

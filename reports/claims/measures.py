@@ -14,7 +14,8 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 from slotnb.baselines import kmeans_masks
 from slotnb.diagnostics import feature_stats, slot_stats
-from slotnb.evaluate import load_run, predict
+from slotnb.evaluate import load_run
+from slotnb.model import predict
 from slotnb.feature_measures import effective_rank, neighbour_cosine, spectrum
 from slotnb.losses import fvu
 from slotnb.metrics import best_overlap, evaluate_masks, hard_masks

@@ -14,7 +14,8 @@ import tyro
 from tqdm import tqdm
 from slotnb.core import SlotnbError, cache_dir, default_device, write_json
 from slotnb.runs.checkpoints import load_tensors, save_tensors
-from slotnb.runs.config import TrainConfig, versions
+from slotnb.runs.config import TrainConfig
+from slotnb.runs.identity import versions
 from slotnb.runs.inputs import frozen_backbone
 from slotnb.runs.verify import verified, write_table
 from slotnb.study import Arm, collect, curves, plan_study, run_study

@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 from slotnb.core import batches, cache_dir, read_json, write_json
-from slotnb.evaluate import load_run, outputs
+from slotnb.evaluate import load_run
+from slotnb.model import outputs
 from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_labels, evaluate_masks, hard_masks

@@ -21,7 +21,8 @@ from tqdm import tqdm
 from ablation import FOLDER, ROOT, SCORES, validation_scenes
 from finer import CAUSES
 from slotnb.core import batches, read_json, write_json
-from slotnb.evaluate import load_run, outputs
+from slotnb.evaluate import load_run
+from slotnb.model import outputs
 from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_labels, evaluate_masks, evaluate_scene

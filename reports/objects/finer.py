@@ -19,7 +19,8 @@ from tqdm import tqdm
 from ablation import FOLDER, ROOT, validation_scenes
 from slotnb.finer_grid import ShiftedBackbone, fine_attention
 from slotnb.core import generator
-from slotnb.evaluate import load_run, predict
+from slotnb.evaluate import load_run
+from slotnb.model import predict
 from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import contingency, evaluate_scene, hard_masks

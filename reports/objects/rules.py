@@ -19,7 +19,7 @@ from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 from ablation import FOLDER, ROOT, SCORES, SEEDS, validation_scenes
 from slotnb.data import Dataset, Entry
-from slotnb.evaluate import predict
+from slotnb.model import predict
 from slotnb.features import extract
 from slotnb.formats.detect import open_dataset
 from slotnb.metrics import evaluate_labels, evaluate_masks
