@@ -75,7 +75,7 @@ class InfoConfig:
 
 @dataclass(frozen=True)
 class ConvertConfig:
-    "Write a dataset in another format: the same instance numbers and, except in webp, pixels. Once for each split; resumes."
+    "Write a dataset in another format: equal labels and, except in webp, pixels. Once for each split; resumes."
 
     data_dir: Annotated[
         tyro.conf.Positional[str], tyro.conf.arg(metavar='DATA_DIR')
