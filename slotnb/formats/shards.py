@@ -152,6 +152,8 @@ def index_shard(
         stat = Path(path).stat()
     except OSError as e:
         raise cannot_read(path, e) from None
+    if not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
+        raise SlotnbError(f'{path} is no regular file; put the file itself there')
     key = digest(dict(path=str(Path(path).resolve()), size=stat.st_size, mtime=stat.st_mtime_ns))
     file = cache_dir() / 'index' / f'{key}.json'
     if not file.exists():
