@@ -88,7 +88,7 @@ def fit_side(scenes, settings, in_memory):
     inputs.open_split = lambda config, split, progress: Blank(scenes)
     inputs.frozen_backbone = lambda config: StandIn()
     if in_memory is not None:
-        inputs.IN_MEMORY = in_memory
+        inputs._IN_MEMORY = in_memory
     with tempfile.TemporaryDirectory(prefix='slotnb_scale_') as folder:
         os.environ['SLOTNB_CACHE'] = folder
         config = replace(preset('version_0_1', device='cpu', save_dir=f'{folder}/run'), **settings)
@@ -118,7 +118,7 @@ def scale_scenes(sizes, settings={}, in_memory=None, threads=2):
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     columns = {k: [r[k] for r in rows] for k in rows[0]}
     slope = float(np.polyfit(np.log(sizes), np.log(columns['seconds']), 1)[0]) if len(sizes) > 1 else None
-    return dict(threads=threads, kept_mb=(inputs.IN_MEMORY if in_memory is None else in_memory) / 1e6,
+    return dict(threads=threads, kept_mb=(inputs._IN_MEMORY if in_memory is None else in_memory) / 1e6,
                 exponent=slope, **columns)  # fmt: skip
 
 

@@ -132,7 +132,7 @@ ALLOWED = {
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '
     'plots',
     'plots': 'core',
-    'study': 'core evaluate features geometry metrics runs.config runs.folder runs.inputs sweep train runs.state '
+    'study': 'core evaluate features geometry metrics model runs.config runs.folder runs.inputs sweep train runs.state '
     'runs.verify',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',

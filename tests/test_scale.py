@@ -100,7 +100,7 @@ def test_streamed_run_equals_one_in_memory(tmp_path, monkeypatch, normalizer, fe
     "Metrics of both kinds of epochs, and every number of the evaluation."
     results, rows = [], []
     for room in (10**9, 0):
-        monkeypatch.setattr(inputs_module, 'IN_MEMORY', room)
+        monkeypatch.setattr(inputs_module, '_IN_MEMORY', room)
         kinds = []
         within = train_module.load_if_fits
         monkeypatch.setattr(train_module, 'load_if_fits', lambda *a: kinds.append(within(*a)) or kinds[0])

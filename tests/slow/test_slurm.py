@@ -1,5 +1,5 @@
-"""`slotnb sweep --executor slurm` on a real SLURM of two nodes. A node is killed in the middle; the results are those of
-`local`. Skipped where Debian's slurm-wlm and munge, or root, are missing, but never by CI."""
+"""`slotnb sweep --executor slurm` on a real SLURM of two nodes. A node is killed in the middle; the results are those
+of `local`. Skipped where Debian's slurm-wlm and munge, or root, are missing, but never by CI."""
 
 import os
 import pytest
