@@ -2,9 +2,9 @@
 
 `python reports/video/baselines.py` trains the default recipe on the stills of `data/movi_a_subset` with three seeds and
 scores every baseline on the test clips of `data/movi_a_clips`. Nothing is trained on clips, and nothing was chosen on
-them. It writes baselines.csv (one row per clip), tracks.csv (one row per object), mot.csv and strips.npz beside this
-file; finished runs and features are kept in the cache. `python reports/video/baselines.py --clips 4 --shipped` takes the
-first four clips and, instead of the three runs, the shipped model, which is such a run of seed 0.
+them. After each clip it writes baselines.csv (one row per clip), tracks.csv (one row per object) and strips.npz beside
+this file; finished runs and features are kept in the cache. With `--shipped` it takes the shipped model, which is such
+a run of seed 0, instead of the three runs, and with `--clips 4` the first four clips.
 """
 
 import argparse
@@ -86,21 +86,18 @@ def main(num_clips=None, shipped=False):
     clips = clip_index(dataset)[:num_clips]
     runs = [load_run('movi_a')] if shipped else [still_run(seed) for seed in SEEDS]
     backbone = frozen_backbone(runs[0].config)
-    rows, tracks, pairs, strips = [], [], {}, {}
+    rows, tracks, strips = [], [], {}
     for clip in tqdm(clips, 'clips'):
         found, true, materials = of_clip(clip, dataset, runs, backbone)
         for method, labels, seed in found:
             about = dict(clip=clip.name, method=method, seed=seed)
-            rows.append(about | evaluate_clip(true, labels, materials))
+            rows.append(about | evaluate_clip(true, labels, materials) | mot_scores([(true, labels)]))
             tracks.append(object_tracks(true, labels, materials).assign(**about))
-            pairs.setdefault((method, seed), []).append((true, labels))
             if seed == SEEDS[0] and method in SHOWN and len(strips) < 3 * len(SHOWN):
                 strips[f'{clip.name}/{method}'] = labels.astype(np.uint8)
-    pd.DataFrame(rows).to_csv(HERE / 'baselines.csv', index=False, float_format='%.5f')
-    pd.concat(tracks).to_csv(HERE / 'tracks.csv', index=False, float_format='%.5f')
-    mot = [dict(method=m, seed=s) | mot_scores(p) for (m, s), p in tqdm(pairs.items(), 'MOTA')]
-    pd.DataFrame(mot).to_csv(HERE / 'mot.csv', index=False, float_format='%.5f')
-    np.savez_compressed(HERE / 'strips.npz', **strips)
+        pd.DataFrame(rows).to_csv(HERE / 'baselines.csv', index=False, float_format='%.5f')
+        pd.concat(tracks).to_csv(HERE / 'tracks.csv', index=False, float_format='%.5f')
+        np.savez_compressed(HERE / 'strips.npz', **strips)
 
 
 if __name__ == '__main__':
