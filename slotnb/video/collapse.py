@@ -67,7 +67,7 @@ def time_collapse(
     warnings, value = [], {name: stats.get(name, math.nan) for name in LIMITS}
     if value['slot_response'] < LIMITS['slot_response']:
         warnings.append(
-            f"slots are the same whatever the frame ({100 * value['slot_response']:.1f} % of their variance is their own)"
+            f"slots are the same whatever the frame ({100 * value['slot_response']:.1f} % of the variance of all slots)"
         )
     if value['place_overlap'] > LIMITS['place_overlap']:
         warnings.append(f"slots are frozen to places (IoU {value['place_overlap']:.2f} between different clips)")
