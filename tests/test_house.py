@@ -73,9 +73,8 @@ ALLOWED = {
     'formats.video': 'core data formats.folders formats.splits',
     'formats.tfrecords': 'core',
     'formats.movi': 'core data formats.splits formats.tfrecords',
-    'formats.detect': 'core data formats.folders formats.images formats.movi formats.shards formats.splits formats.video '
-    'core data formats.folders formats.images formats.movi formats.shards formats.splits formats.video '
-    'formats.class_masks formats.coco formats.multi_object',
+    'formats.detect': 'core data formats.class_masks formats.coco formats.folders formats.images formats.movi '
+    'formats.multi_object formats.shards formats.splits formats.video',
     'formats.convert': 'core data formats.detect formats.shards plots runs.owner',
     'formats.multi_object': 'core data formats.masks formats.splits formats.tfrecords',
     # scenes
@@ -108,9 +107,8 @@ ALLOWED = {
     'refine runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
-    'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views geometry metrics '
-    'plots '
-    'runs.config runs.inputs runs.masks runs.identity runs.state',
+    'explorer.replay': 'core data diagnostics explorer.pages explorer.state explorer.viewer explorer.views geometry '
+    'metrics plots runs.config runs.inputs runs.masks runs.identity runs.state',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
     'explorer.save': 'commands.segment core data',
