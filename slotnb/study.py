@@ -21,7 +21,7 @@ from joblib import Parallel, delayed, parallel_config
 from scipy.stats import t as student
 from tqdm import tqdm
 from .core import SlotnbError, default_device
-from .evaluate import at_score_size, evaluate, load_run
+from .evaluate import evaluate, load_run
 from .features import LazyFeatures
 from .geometry import frame_of
 from .metrics import evaluate_masks
@@ -30,7 +30,8 @@ from .runs.config import TrainConfig
 from .runs.folder import epochs_done, mark_failed, why_failed
 from .runs.inputs import NOT_OF_DATA, prepare
 from .runs.state import read_metrics
-from .runs.verify import read_sealed, why_unsound, write_sealed
+from .runs.scored import SCORE_SIZE, at_score_size, is_scored
+from .runs.verify import read_sealed, write_sealed
 from .sweep import run_status, train_together
 from .train import fit
 
@@ -151,12 +152,13 @@ def score_run(
     "`evaluate`, and the scores of slot attention's masks on all training scenes (`_train`)."
     run_dir = Path(run_dir)
     run = load_run(run_dir)
-    shared = replace(run.config, **{f.name: f.default for f in fields(TrainConfig) if f.name in NOT_OF_DATA})
+    unread = [f for f in fields(TrainConfig) if f.name in NOT_OF_DATA and not f.name.startswith('clip_')]
+    shared = replace(run.config, **{f.name: f.default for f in unread})
     if shared not in _data:
         _data.clear()
         _data[shared] = prepare(shared, show_progress=False)
     data = _data[shared]
-    if not (run_dir / 'result.json').exists() or why_unsound(run_dir / 'result.json'):
+    if not is_scored(run_dir):
         evaluate(run_dir, show_progress=False, data=data)
     scenes, scores = data.scenes['train'], {}
     if scenes.has_ground_truth:
@@ -168,17 +170,17 @@ def score_run(
             tables.append(evaluate_masks([at_score_size(s)], [frame.cut(m)], 'train', frame.size))
         table = pd.concat(tables)
         scores = table.drop(columns=['frame']).mean(numeric_only=True).dropna().to_dict()
-    write_sealed(run_dir / 'study.json', scores)
+    write_sealed(run_dir / 'study.json', scores | dict(score_size=SCORE_SIZE))
     return run_dir / 'study.json'
 
 
 def _has_study(config):
-    path = config.run_dir / 'study.json'
-    return path.exists() and not why_unsound(path)
+    return is_scored(config.run_dir, 'study.json')
 
 
 def _is_trained(config):
-    return epochs_done(config) >= config.num_epochs and (config.run_dir / 'best_model.safetensors').exists()
+    epochs = sum(c.num_epochs for c in config.round_configs)
+    return epochs_done(config) >= epochs and (config.run_dir / 'best_model.safetensors').exists()
 
 
 def _train_and_score(config, folder):

@@ -29,22 +29,26 @@ ALLOWED = {
     'diagnostics': 'core geometry losses metrics normalizer',
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
-    'evaluate': 'core data diagnostics features finer_grid geometry losses metrics model normalizer parts refine '
+    'evaluate': 'runs.scored core data diagnostics features finer_grid geometry losses metrics model normalizer '
+    'parts refine '
     'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state runs.verify '
     'formats.detect segment.result segment.segmenter train video.model video.score',
-    'sweep': 'backbones baselines core evaluate fast.many_models features metrics refine runs.config runs.executors '
+    'sweep': 'runs.scored backbones baselines core evaluate fast.many_models features metrics refine '
+    'runs.config runs.executors '
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention video.model weights',
-    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.checkpoints runs.config '
+    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.checkpoints '
+    'runs.config '
     'runs.identity video.batches video.clips',
     'runs.checkpoints': 'core model',
     'runs.owner': 'core',
     'runs.verify': 'core',
+    'runs.scored': 'data runs.verify segment.result',
     'runs.notebooks': 'core runs.config runs.identity runs.owner',
     'runs.jobs': 'core runs.config runs.notebooks',
     'runs.executors': 'core runs.jobs',
-    'runs.shipped': 'backbones core features runs.checkpoints',
+    'runs.shipped': 'backbones core features runs.checkpoints runs.identity runs.verify',
     'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config',
@@ -96,14 +100,15 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
-    'video.score': 'core data features metrics video.clips video.identity video.metrics video.model',
+    'video.score': 'video.collapse core data features metrics video.clips video.identity video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
     'video.strips': 'core plots',
     'video.link': 'core metrics model refine slot_attention video.metrics',
     # explorer
     'explorer.state': 'core data formats.detect normalizer runs.checkpoints runs.config runs.inputs',
-    'explorer.viewer': 'core data evaluate explorer.state features geometry metrics model normalizer parts plots '
+    'explorer.viewer': 'runs.scored core data evaluate explorer.state features geometry metrics model normalizer parts '
+    'plots '
     'refine runs.inputs runs.shipped segment.result',
     'explorer.views': 'diagnostics explorer.state explorer.viewer losses metrics parts plots',
     'explorer.pages': 'data explorer.state explorer.viewer explorer.views metrics plots segment.result',
@@ -132,7 +137,8 @@ ALLOWED = {
     'feature_card': 'backbones baselines core data feature_card_figure feature_measures features metrics normalizer '
     'plots',
     'plots': 'core',
-    'study': 'core evaluate features geometry metrics model runs.config runs.folder runs.inputs sweep train runs.state '
+    'study': 'runs.scored core evaluate features geometry metrics model runs.config runs.folder runs.inputs '
+    'sweep train runs.state '
     'runs.verify',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',

@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw, ImageFilter
 from slotnb.baselines import ground_truth_masks, kmeans_masks
 from slotnb.core import SlotnbError
 from slotnb.data import Sample
-from slotnb.evaluate import SCORE_SIZE, at_score_size
+from slotnb.runs.scored import SCORE_SIZE, at_score_size
 from slotnb.feature_measures import LabeledScenes, fit_embedding, mask_scores, patch_labels, reference_scores
 from slotnb.formats.convert import convert, describe
 from slotnb.formats.detect import open_dataset

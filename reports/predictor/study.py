@@ -27,7 +27,7 @@ from slotnb.video.model import build_model
 
 SCORES = 'fg_ari', 'ari', 'mbo'
 SEEDS, STEPS, GRID, FRAMES, CLIPS = range(3), 150, (8, 8), 12, 10
-# the source report's recipe with the attention decoder, in which the masks are slot attention's, run as SAVi runs it:
+# the source report's recipe with the attention decoder, in which the masks are slot attention's, run base runs it:
 # the GRU's output is carried through a predictor that begins with random weights; small, so that it takes minutes
 BASE = PRESETS['source_report'] | dict(
     mode='video', max_frames=0, resolution='224', clip_length=4, carry='hidden', predictor='xavier', slot_dim=64,
@@ -35,7 +35,7 @@ BASE = PRESETS['source_report'] | dict(
     next_iters=2,
 )  # fmt: skip
 ARMS = {
-    'as SAVi': {},
+    'base': {},
     'predictor: none': dict(predictor='none'),
     'predictor: begins as the identity': dict(predictor='identity'),
     'carried: mean of the cell, identity': dict(carry='cell', predictor='identity'),

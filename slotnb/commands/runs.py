@@ -46,6 +46,8 @@ class TrainCommand(TrainConfig):
     def __post_init__(self):
         if self.max_frames == -1:
             object.__setattr__(self, 'max_frames', 0 if self.mode == 'video' else 1)
+        if self.mode == 'video' and self.resize == 'auto':
+            object.__setattr__(self, 'resize', 'stretch')
         super().__post_init__()
 
 

@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor, nn
 from ..core import SlotnbError, generator
 from ..data import Dataset, Sample
-from ..evaluate import Run, at_score_size, load_run
+from ..evaluate import Run, load_run
 from .state import State, find_scenes
 from ..features import compute_features, extract
 from ..geometry import Frame, MiddleSquares, crop, frame_of
@@ -29,6 +29,7 @@ from ..parts import is_custom
 from ..plots import pca_rgb
 from ..refine import merge_slots, refine_masks
 from ..runs.inputs import frozen_backbone, prepare
+from ..runs.scored import at_score_size
 from ..runs.shipped import check_features
 from ..segment.result import image_labels
 
@@ -103,6 +104,8 @@ class Viewer:
     ):
         self.run = run if isinstance(run, Run) else load_run(run, trust)
         self.config, self.grid = self.run.config, tuple(self.run.record['grid'])
+        if self.config.mode == 'video':
+            raise SlotnbError(f'{self.run.folder} is a run of mode video, which the explorer does not show')
         self.name = name or self.config.backbone
         self.dataset = self.scenes = find_scenes(scenes, self.config)  # the images as they are, and as they are shown
         if self.config.resize == 'crop':

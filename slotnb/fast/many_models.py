@@ -19,7 +19,7 @@ from ..core import SlotnbError, batches, default_device, generator
 from ..diagnostics import slot_measures
 from .graphs import GraphedStep
 from .step import why_unsupported
-from ..features import LazyFeatures, gather, to_device
+from ..features import LazyFeatures, flip_images, gather, to_device
 from ..losses import SlotLoss, feature_mse, feature_spread
 from ..model import SlotAutoencoder, build
 from ..runs.config import TrainConfig
@@ -139,10 +139,14 @@ def _epoch(step, states, jobs):
     configs, epochs = [s.config for s in states], [s.epoch for s in states]
     orders = [torch.randperm(size, generator=generator(c.seed, 'order', e)) for c, e in zip(configs, epochs)]
     orders = torch.stack(orders).split(configs[0].batch_size, 1)
-    noises, total = [generator(c.seed, 'slots', e) for c, e in zip(configs, epochs)], {}
+    noises, flips = ([generator(c.seed, name, e) for c, e in zip(configs, epochs)] for name in ('slots', 'flips'))
+    total = {}
     for i, index in enumerate(orders):  # (r b)
         lr = [lr_at(e * len(orders) + i, len(orders), c) for c, e in zip(configs, epochs)]
         x = gather_each([j.train for j in jobs], index)
+        if any(c.flip for c in configs):
+            grid = states[0].model.grid
+            x = torch.stack([flip_images(own, grid, g) if c.flip else own for own, c, g in zip(x, configs, flips)])
         noise = torch.stack([s.model.init.draw(index.shape[1], g) for s, g in zip(states, noises)]).to(x.dtype)
         rates = torch.tensor(lr, dtype=torch.float64 if device.type == 'cpu' else torch.float32)
         terms = step(x, to_device(noise, device), to_device(rates, device))
@@ -245,13 +249,16 @@ def train_many(
     known, groups = {}, {}
     for c in configs:
         try:
+            if len(c.round_configs) > 1:
+                raise SlotnbError(f'{c.run_dir} cannot train in a stack: it has {c.rounds} rounds; use --engine torch')
             key, device = data_key(c), default_device(c.device)
             if key not in known:
                 known[key] = prepare(c, show_progress)
-            if (key, c.normalizer) not in known:
+            space = key, c.normalizer, c.space_dim
+            if space not in known:
                 norm = fit_normalizer(c, known[key], device)
-                known[key, c.normalizer] = norm, *load_if_fits(known[key], norm, device)
-            job = _Job(c, known[key], *known[key, c.normalizer])
+                known[space] = norm, *load_if_fits(known[key], norm, device)
+            job = _Job(c, known[key], *known[space])
             if why := why_unsupported(build(c, *job.train.shape[:0:-1]), make_loss(c)):
                 raise SlotnbError(f'{c.run_dir} cannot train in a stack: {why}; use --engine torch')
         except SlotnbError as e:

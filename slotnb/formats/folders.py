@@ -167,7 +167,13 @@ def _photographs(root, images):
     "The images without those in folders of masks and without the masks of Cityscapes and ADE20K."
     names = {f.stem.removesuffix('_leftImg8bit') for f in images}
     found = {f: re.fullmatch(r'(.+?)_(gt(Fine|Coarse)_\w+|seg|parts_\d+)', f.stem) for f in images}
-    return [f for f in images if not _in_mask_folder(f, root) and not (found[f] and found[f][1] in names)]
+    part = re.compile(r'instance_\d+_(.+)')  # of ADE20K, one object
+
+    def is_mask(f):
+        whole = found[f] or part.fullmatch(f.stem)
+        return _in_mask_folder(f, root) or bool(whole and whole[1] in names)
+
+    return [f for f in images if not is_mask(f)]
 
 
 def _refuse_masks(root, images):

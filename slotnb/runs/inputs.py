@@ -113,6 +113,14 @@ class _WithMasks(Dataset):
         return images
 
 
+def _rows_by_scene(data):
+    "Rows of each scene. Frames of one scene are held out together, or the model would have seen nearly the same."
+    found = {}
+    for i, entry in enumerate(data.entries):
+        found.setdefault(entry.name, []).append(i)
+    return [torch.tensor(rows) for rows in found.values()]
+
+
 def _check_apart(config, data):
     "Refuse to score scenes that are trained on."
     train, test = ({(e.name, e.frame, repr(e.where)) for e in d.entries} for d in data.values())
@@ -133,9 +141,9 @@ def prepare(
     _check_apart(config, data)
     told = {split: len(data[split].remarks) for split in data}
     clips = _clips(config, data, show_progress) if config.mode == 'video' else {}
-    units = clips['train'] if clips else range(len(data['train']))  # of which some are held out
-    num_val = max(1, round(config.val_fraction * len(units)))
-    num_train, what = len(units) - num_val, 'clip' if clips else 'image'
+    rows = [c.rows for c in clips['train']] if clips else _rows_by_scene(data['train'])  # some are held out, whole
+    num_val = max(1, round(config.val_fraction * len(rows)))
+    num_train, what = len(rows) - num_val, 'clip' if clips else 'image'
     if not num_train:
         raise SlotnbError(f"'{config.data_dir}' has one training {what}; training needs two, of which one is held out")
     if config.batch_size > num_train and not clips:
@@ -150,12 +158,11 @@ def prepare(
             tqdm.write(f'{config.data_dir}, {split}: {remark}')
     scale = config.feature_std / Moments.of(train).total_std if config.feature_std else 1.0
     rescale = None if scale == 1 else lambda x: x * scale
-    order = torch.randperm(len(units), generator=generator('held out'))
-    held_out, rest = order[:num_val].sort().values, order[num_val:].sort().values
+    order = torch.randperm(len(rows), generator=generator('held out'))
+    parts = dict(val=order[:num_val].sort().values.tolist(), train=order[num_val:].sort().values.tolist())
+    held_out, rest = (torch.cat([rows[i] for i in part]) for part in parts.values())
     if clips:
-        parts = dict(val=[units[i] for i in held_out], train=[units[i] for i in rest])
-        held_out, rest = (torch.cat([c.rows for c in part]) for part in parts.values())
-        clips |= {k: renumbered(part) for k, part in parts.items()}
+        clips |= {k: renumbered([clips['train'][i] for i in part]) for k, part in parts.items()}
     return RunData(
         train=LazyFeatures(train, rescale, rest),
         val=LazyFeatures(train, rescale, held_out),

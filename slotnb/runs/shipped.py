@@ -13,9 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 from ..backbones import ViTBackbone
-from ..core import SlotnbError, atomic_path, read_json, write_json
+from ..core import SlotnbError, atomic_path, write_json
 from ..features import compute_features
 from .checkpoints import checkpoint_path, load_tensors, save_tensors
+from .identity import read_about
+from .verify import read_sealed
 
 # %% ../../nbs/runs/shipped.ipynb #15a36fc6
 def probe_image() -> np.ndarray:  # (224 224 3) uint8
@@ -71,11 +73,11 @@ def pack(
 ) -> Path:  # `out`
     "Write checkpoint, config.json, probe.safetensors and card.md of a run. `load_run(out)` reads it like any run."
     out, first = Path(out), checkpoint_path(run_dirs[0])
-    config = read_json(first.parent / 'config.json')
+    config = read_about(first.parent / 'config.json')
     check_features(config['backbone'], first.parent, backbone)
     tensors, meta = load_tensors(first)
     feats = probe_features(backbone)
-    results = [read_json(checkpoint_path(d).parent / 'result.json') for d in run_dirs]
+    results = [read_sealed(checkpoint_path(d).parent / 'result.json') for d in run_dirs]
     for name in ('signature', 'digest'):  # of this machine, and of the file as it was
         config.pop(name, None)
     config['config']['save_dir'] = 'checkpoints'

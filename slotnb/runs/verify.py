@@ -75,7 +75,9 @@ def verified(
             continue
         if not path.is_file():
             raise SlotnbError(f'{path} is missing; {remedy} makes it again')
-        if files.get(path.name) != digest(path):
+        if path.name not in files:
+            raise SlotnbError(f'{path} has no digest in {record}, it is of an older version; {remedy} makes it again')
+        if files[path.name] != digest(path):
             raise _changed(path, remedy)
     return path
 
@@ -102,7 +104,7 @@ def write_table(
     path, data = Path(path), table.to_csv(**kwargs).encode()
     record = path.with_name('digests.json')
     try:
-        files = _read(record, RECORDS[record.name])[1] if record.exists() else {}
+        files = (_read(record, RECORDS[record.name])[1] if record.exists() else {}) or {}
     except SlotnbError:
         files = {}  # damaged, like the tables perhaps: all of them are made again
     _seal(record, {}, files | {path.name: digest(data)})

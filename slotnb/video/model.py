@@ -18,7 +18,8 @@ from ..slot_attention import FarthestInit, xavier_
 
 # %% ../../nbs/video/model.ipynb #ce1123b3
 class SlotPredictor(nn.Module):
-    "One pre-norm transformer block over the slots of a frame (the predictor of SAVi, Kipf et al. 2022, Section 3.2)."
+    """One pre-norm transformer block over the slots of a frame (after SAVi, Kipf et al. 2022, Section 3.2, whose block
+    normalizes after each sum)."""
 
     kinds = ('identity', 'xavier', 'none')
 
