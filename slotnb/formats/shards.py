@@ -41,7 +41,10 @@ def encode_json(
     obj,  # anything that `json` accepts, and arrays
 ) -> bytes:  # UTF-8
     "Encode as JSON, with arrays as lists."
-    return json.dumps(obj, ensure_ascii=False, default=lambda x: x.tolist()).encode()
+    try:
+        return json.dumps(obj, ensure_ascii=False, default=lambda x: x.tolist()).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can hold and UTF-8 cannot
+        return json.dumps(obj, default=lambda x: x.tolist()).encode()
 
 
 def write_shards(

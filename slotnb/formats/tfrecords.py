@@ -12,6 +12,7 @@ import logging
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
+from pathlib import Path
 import fsspec
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
@@ -61,6 +62,8 @@ def read_bytes(
 ) -> bytes:  # fewer than `stop - start` at the end of the file
     "Read a range of bytes. Raises `SlotnbError` if the file is missing or unreadable."
     path = fs._strip_protocol(url)
+    if isinstance(fs, LocalFileSystem) and Path(path).exists() and not Path(path).is_file():
+        raise SlotnbError(f'{url} is no regular file; copy it from where the others came from')
     try:
         if start is None or not isinstance(fs, LocalFileSystem):
             return fs.cat_file(path, start, stop)

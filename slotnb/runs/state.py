@@ -123,6 +123,9 @@ def read_metrics(
 ) -> pd.DataFrame:  # one row per epoch
     "metrics.csv of a run. `SlotnbError` if it was changed since, is cut off or is no table."
     path, kept = Path(run_dir) / 'metrics.csv', b''
+    for file in (path, path.with_name('last_state.safetensors')):
+        if file.exists() and not file.is_file():  # a pipe would wait for ever
+            raise SlotnbError(f'{file} is no regular file; put the file itself there')
     try:
         with safe_open(path.with_name('last_state.safetensors'), 'pt') as f:
             kept = f.get_tensor('rows').numpy().tobytes()

@@ -127,6 +127,7 @@ def _in_processes(
         for done in as_completed(running):
             yield done.result()
     except BrokenProcessPool:
+        pool.shutdown()  # the processes have ended, and their exit codes are known
         if any(p.exitcode == _NO_GUARD for p in started):
             raise SlotnbError(
                 f'render with {workers} workers was called by a script that its processes import: put the call below '
@@ -175,7 +176,8 @@ def render(
         low, high = parse_metal(0.5 if metal is None else metal)
         splits = {split: [dict(kind='share', metal=f'{low}..{high}')] * scenes}
     common = dict(seed=seed, size=size, num_frames=frames, min_pixels=min_pixels, floor=floor)
-    with Owner(out_dir):  # a second command would delete the scenes that this one is writing
+    with Owner(out_dir) as owner:  # a second command would delete the scenes that this one is writing
+        owner.delete_leftovers()
         tasks = []
         for s, flags in splits.items():
             settings = dict(

@@ -246,6 +246,7 @@ def test_other_commands_killed_and_interrupted(tmp_path):
 SWEEP = """
 import papermill  # before a package of that name stands in for it
 from slotnb.core import digest
+from slotnb.runs.jobs import LocalExecutor
 from slotnb.sweep import plan_runs, run_all
 
 os.environ['PYTHONPATH'] = os.path.abspath('stand_in')
@@ -254,7 +255,8 @@ shared = {k: v for k, v in settings.items() if k not in ('backbone', 'normalizer
 
 def sweep(out):
     plan = plan_runs(['timm:test_vit'], ['lda', 'instance'], [0], [], out, **shared)
-    assert run_all(plan, 'run.ipynb', 2, False) == {}
+    with LocalExecutor(2) as executor:
+        assert run_all(plan, executor, 'run.ipynb', False) == {}
 
 
 def processes(folder):
