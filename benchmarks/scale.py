@@ -36,8 +36,8 @@ class Blank(Dataset):
 
     has_ground_truth = False
 
-    def __init__(self, n):
-        super().__init__('blank', [Entry('scene', i, i) for i in range(n)])
+    def __init__(self, n, split):
+        super().__init__(f'blank/{split}', [Entry('scene', i, i) for i in range(n)])
 
     def read(self, entry):
         return Sample('scene', entry.frame, Path('blank'), np.zeros((8, 8, 3), np.uint8), None, [])
@@ -85,7 +85,7 @@ class OwnMemory:
 
 def fit_side(scenes, settings, in_memory):
     "One size, in a process of its own: seconds per epoch, and memory beyond what the libraries take."
-    inputs.open_split = lambda config, split, progress: Blank(scenes)
+    inputs.open_split = lambda config, split, progress: Blank(scenes, split)
     inputs.frozen_backbone = lambda config: StandIn()
     if in_memory is not None:
         inputs._IN_MEMORY = in_memory

@@ -187,8 +187,8 @@ def interrupted(work, out, how, after):
 
 
 def contents(folder):
-    "Files of a folder, without the lock and without the executed notebook, which holds times."
-    skip = lambda p: p.name == '.owner.lock' or p.suffix == '.ipynb'
+    "Files of a folder, without the lock, the executed notebook and its page, which hold times."
+    skip = lambda p: p.name == '.owner.lock' or p.suffix in ('.ipynb', '.html')
     return {str(p.relative_to(folder)): p.read_bytes() for p in Path(folder).rglob('*') if p.is_file() and not skip(p)}
 
 
