@@ -37,10 +37,10 @@ class Blank(Dataset):
     has_ground_truth = False
 
     def __init__(self, n, split):
-        super().__init__(f'blank/{split}', [Entry('scene', i, i) for i in range(n)])
+        super().__init__(f'blank/{split}', [Entry(f'scene_{i}', 0, i) for i in range(n)])
 
     def read(self, entry):
-        return Sample('scene', entry.frame, Path('blank'), np.zeros((8, 8, 3), np.uint8), None, [])
+        return Sample(entry.name, entry.frame, Path('blank'), np.zeros((8, 8, 3), np.uint8), None, [])
 
     def fingerprint(self, progress=True):
         return digest(len(self))

@@ -118,7 +118,8 @@ def _rows_by_scene(data):
     found = {}
     for i, entry in enumerate(data.entries):
         found.setdefault(entry.name, []).append(i)
-    return [torch.tensor(rows) for rows in found.values()]
+    single = len(found) == 1  # of one scene, one video for example, there is nothing else to hold out
+    return [torch.tensor(rows) for rows in ([[i] for i in range(len(data))] if single else found.values())]
 
 
 def _check_apart(config, data):
