@@ -13,7 +13,8 @@ from slotnb.formats.shards import encode_png, write_shards
 from slotnb.report import load_runs
 from slotnb.runs.config import TrainConfig
 from slotnb.runs.identity import check_same_run, run_key
-from slotnb.runs.inputs import data_key, holds_out, open_split, prepare
+from slotnb.data import Dataset, Entry
+from slotnb.runs.inputs import _rows_by_scene, data_key, holds_out, open_split, prepare
 from slotnb.sweep import run_status
 from conftest import DATA, copy_scenes
 
@@ -143,3 +144,14 @@ def test_images_of_shards_with_damaged_masks(tmp_path):
     with pytest.raises(SlotnbError):
         open_dataset(tmp_path, 'test', progress=False)[0]
     assert open_dataset(tmp_path, 'test', progress=False, masks=False)[0].segmentation is None
+
+
+def test_frames_of_a_scene_are_held_out_together():
+    "The model would have seen nearly the same images. One scene alone holds out frames."
+
+    def rows(names):
+        return [
+            r.tolist() for r in _rows_by_scene(Dataset('scenes', [Entry(name, i, i) for i, name in enumerate(names)]))
+        ]
+
+    assert rows('aabb') == [[0, 1], [2, 3]] and rows('abc') == [[0], [1], [2]] and rows('aaa') == [[0], [1], [2]]
