@@ -138,6 +138,13 @@ def cannot_read(
         f"{path} {why.get(error.errno) or f'cannot be read ({error.strerror or error}); copy or fetch it again'}"
     )
 
+# %% ../nbs/00_core.ipynb #cff1c04d
+def one_line(
+    error: Exception,
+) -> str:  # at most 200 characters
+    "The message of an exception in one line."
+    return ' '.join(f'{error or type(error).__name__}'.split())[:200]
+
 # %% ../nbs/00_core.ipynb #cell-17
 def write_json(
     path: str | Path,  # file to write

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from .core import SlotnbError, atomic_path, batches, generator, write_json
+from .core import SlotnbError, atomic_path, batches, write_json
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures, gather
 from .finer_grid import ShiftedBackbone
@@ -43,7 +43,7 @@ from .runs.verify import write_sealed
 from .segment.result import Segmentation
 from .segment.segmenter import ModelSlots, Segmenter
 from .video.model import build_model
-from .video.score import over_time, score_clips
+from .video.score import clip_outputs, over_time, score_clips
 
 # %% ../nbs/14_evaluate.ipynb #c7b7a227
 @dataclass(frozen=True, eq=False)
@@ -181,8 +181,7 @@ def _passes(run, data, normalized, batch_size):
     if torch.cat([c.rows for c in clips]).tolist() != list(range(len(data.test))):
         raise SlotnbError(f'{data.scenes["test"].root}: the frames of a clip must follow one another; sort them')
     for clip in clips:
-        frames = (normalized[i : i + 1] for i in clip.rows.tolist())
-        outs = run.model.follow(frames, generator(run.config.seed, 'evaluation'))
+        outs = clip_outputs(run.model, normalized, clip, run.config.seed)
         for rows in clip.rows.split(batch_size):
             some = [out[:5] for out in islice(outs, len(rows))]  # the fields of `ModelOutput`
             yield gather(data.test, rows), ModelOutput(*(torch.cat(parts) for parts in zip(*some)))

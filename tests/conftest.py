@@ -66,6 +66,19 @@ def copy_scenes(folder, **splits):
     return folder
 
 
+def finished_run(folder, save_dir, settings):
+    "Configuration of a small run that is trained and scored; its scenes lie in `folder / 'data'`."
+    from slotnb.evaluate import evaluate
+    from slotnb.runs.config import TrainConfig
+    from slotnb.train import fit
+
+    copy_scenes(folder / 'data', train=6, test=2)
+    config = TrainConfig(**settings, data_dir=str(folder / 'data'), save_dir=str(folder / save_dir))
+    fit(config, False)
+    evaluate(config.run_dir, False)
+    return config
+
+
 @pytest.fixture
 def few_scenes(tmp_path):
     "A data_dir with eight training and two test scenes, to be damaged freely."

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import copy_scenes
+from conftest import finished_run
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
@@ -16,7 +16,6 @@ from slotnb.evaluate import evaluate, load_run
 from slotnb.explorer.replay import Replay
 from slotnb.report import load_curves, load_features, load_runs
 from slotnb.runs.checkpoints import load_tensors, save_tensors
-from slotnb.runs.config import TrainConfig
 from slotnb.runs.state import read_metrics
 from slotnb.runs.verify import verified, write_sealed
 from slotnb.study import curves
@@ -30,12 +29,7 @@ TINY |= dict(num_slots=3, slot_dim=8, hidden_dim=8, num_epochs=3, warmup_epochs=
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     "Configuration of a run that is trained and scored."
-    folder = tmp_path_factory.mktemp('finished')
-    copy_scenes(folder / 'data', train=6, test=2)
-    config = TrainConfig(**TINY, data_dir=str(folder / 'data'), save_dir=str(folder / 'run'))
-    fit(config, False)
-    evaluate(config.run_dir, False)
-    return config
+    return finished_run(tmp_path_factory.mktemp('finished'), 'run', TINY)
 
 
 @pytest.fixture

@@ -100,7 +100,8 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
-    'video.score': 'video.collapse core data features metrics video.clips video.identity video.metrics video.model',
+    'video.score': 'core data features metrics model video.batches video.clips video.collapse video.identity '
+    'video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
     'video.strips': 'core plots',

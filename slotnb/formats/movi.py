@@ -12,7 +12,7 @@ from io import BytesIO
 from pathlib import Path
 import numpy as np
 from PIL import Image
-from ..core import SlotnbError, digest
+from ..core import SlotnbError, digest, one_line
 from ..data import Dataset, Entry, Sample
 from .splits import choose_split, split_remark
 from slotnb.formats.tfrecords import (
@@ -20,7 +20,6 @@ from slotnb.formats.tfrecords import (
     fetch_json,
     filesystem,
     index_records,
-    one_line,
     parse_example,
     read_bytes,
     read_record,

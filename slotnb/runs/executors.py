@@ -12,8 +12,8 @@ import subprocess
 import time
 from dataclasses import dataclass, fields
 from pathlib import Path
-from ..core import SlotnbError, read_json, write_json
-from .jobs import Executor, LocalExecutor, one_line, run_job
+from ..core import SlotnbError, one_line, read_json, write_json
+from .jobs import Executor, LocalExecutor, run_job
 
 # %% ../../nbs/runs/executors.ipynb #13a27d92
 class _Requeued:

@@ -6,9 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 import pytest
-from conftest import copy_scenes
+from conftest import copy_scenes, finished_run
 from slotnb.core import SlotnbError
-from slotnb.evaluate import evaluate
 from slotnb.runs.config import TrainConfig
 from slotnb.train import fit
 
@@ -19,12 +18,7 @@ TINY |= dict(num_slots=3, slot_dim=8, hidden_dim=8, space_dim=4, num_epochs=3, w
 @pytest.fixture(scope='module')
 def finished(tmp_path_factory):
     "A sweep's folder with one run that is trained and scored."
-    folder = tmp_path_factory.mktemp('finished')
-    copy_scenes(folder / 'data', train=6, test=2)
-    config = TrainConfig(**TINY, data_dir=str(folder / 'data'), save_dir=str(folder / 'runs/lda-seed0'))
-    fit(config, False)
-    evaluate(config.run_dir, False)
-    return config
+    return finished_run(tmp_path_factory.mktemp('finished'), 'runs/lda-seed0', TINY)
 
 
 def as_anybody(code, *args, cwd, **env):
