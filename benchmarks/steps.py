@@ -19,6 +19,7 @@ SIZES = {  # rows of the table: settings, patches, batch
     'papers, 1,024 patches': (PAPERS, 1024, 2),
     'default sizes, MLP decoder': (dict(decoder='mlp'), 256, 2),
     'default model': (dict(), 256, 2),
+    'default model, batch 8': (dict(), 256, 8),
     'default model, batch 16': (dict(), 256, 16),
 }
 TINY = {name: (dict(num_slots=3, slot_dim=16, hidden_dim=16, decoder=s.get('decoder', 'attention')), 16, 2)

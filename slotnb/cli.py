@@ -20,6 +20,7 @@ import time
 COMMANDS = dict(  # name: module of `slotnb.commands`, and what the command does
     segment=('segment', 'pictures in, masks out: label images, overlays, COCO annotations'),
     train=('runs', 'train slot attention on features of a frozen backbone, and score it'),
+    mask_head=('runs', 'train a mask head on the masks of a run: segments that slots merged, split or lost'),
     explore=('runs', 'look at runs in a browser: scenes, masks, sliders'),
     sweep=('runs', 'train several backbones, normalizers and seeds'),
     report=('runs', 'the TA report of the runs of a sweep, one HTML page'),

@@ -26,6 +26,7 @@ from .finer_grid import ShiftedBackbone
 from .formats.detect import open_dataset
 from .geometry import frame_of, inside_if_any
 from .losses import feature_mse, feature_spread
+from .mask_head.head import HEAD_FILE, MaskHead
 from .metrics import evaluate_labels, evaluate_masks
 from .model import ModelOutput, SlotAutoencoder, outputs, predict
 from .normalizer import Moments, Normalizer
@@ -73,6 +74,7 @@ class Run:
         weights: str = '',  # file of the backbone's weights; empty: as in training
         resize: str = '',  # of an image to the input: stretch, letterbox or crop; empty: as in training
         shifts: int = 1,  # 2: masks on a grid of twice the size, see `ShiftedBackbone`; four times the time
+        mask_head: bool = False,  # segment with the run's mask head, see `slotnb.mask_head.training.fit_mask_head`
         **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
@@ -88,7 +90,8 @@ class Run:
             backbone = ShiftedBackbone(backbone, shifts)
         find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
         find.set_border(config.resize == 'letterbox')
-        return Segmenter(backbone, find, crop=config.resize == 'crop', **options)
+        head = MaskHead.load(self.folder / HEAD_FILE).labels if mask_head else None
+        return Segmenter(backbone, find, crop=config.resize == 'crop', mask_head=head, **options)
 
     def segment(
         self,

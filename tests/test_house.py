@@ -29,7 +29,14 @@ ALLOWED = {
     'diagnostics': 'core geometry losses metrics normalizer',
     'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
-    'evaluate': 'runs.scored core data diagnostics features finer_grid geometry losses metrics model normalizer '
+    'mask_head.affinities': 'core tokens',
+    'mask_head.copy_paste': '',
+    'mask_head.partition': 'core mask_head.affinities',
+    'mask_head.head': 'core mask_head.affinities mask_head.copy_paste mask_head.partition refine runs.checkpoints',
+    'mask_head.training': 'core data evaluate features geometry mask_head.head metrics model refine runs.identity '
+    'runs.inputs runs.owner runs.scored runs.verify',
+    'evaluate': 'runs.scored core data diagnostics features finer_grid geometry losses mask_head.head metrics model '
+    'normalizer '
     'parts refine '
     'runs.checkpoints runs.config runs.identity runs.inputs runs.owner runs.shipped runs.state runs.verify '
     'formats.detect segment.result segment.segmenter train video.model video.score',
@@ -146,9 +153,11 @@ ALLOWED = {
     'cli': 'commands.flags core',
     # commands
     'commands.flags': '',
-    'commands.segment': 'core data evaluate formats.detect refine runs.checkpoints runs.config runs.inputs '
+    'commands.segment': 'core data evaluate formats.detect mask_head.head refine runs.checkpoints runs.config '
+    'runs.inputs '
     'segment.folder segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts report runs.checkpoints '
+    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect mask_head.head mask_head.training '
+    'parts report runs.checkpoints '
     'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',

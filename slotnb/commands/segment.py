@@ -16,6 +16,7 @@ from ..core import SlotnbError, digest
 from ..data import Dataset
 from ..evaluate import load_run
 from ..formats.detect import open_dataset
+from ..mask_head.head import HEAD_FILE
 from ..refine import BACKGROUND_RULES
 from ..runs.checkpoints import checkpoint_path
 from ..runs.config import FeatureSettings
@@ -42,6 +43,8 @@ class SegmentCommand:
     # background); empty: as the run was trained, and stretch for spectral
     resize: str = ''
     background: Literal[BACKGROUND_RULES] = 'spread'  # which slot gets label 0
+    # with the run's mask head, which `slotnb mask_head RUN` trains: finds what slots merged, split or lost
+    mask_head: bool = False
     shifts: int = 1  # 2: masks on a grid of twice the size, from moved copies of the picture; four times the time
     work_size: int = 512  # masks are refined on a copy of at most so many pixels a side, then enlarged
     soft: bool = False  # also write soft masks and slots: soft/*.safetensors
@@ -95,19 +98,22 @@ def find_segmenter(
     if c.run == 'spectral' and not Path('spectral').exists():
         if c.shifts != 1:
             raise SlotnbError(f'shifts {c.shifts} needs a trained run; spectral clusters the patches as they are')
+        if c.mask_head:
+            raise SlotnbError('mask_head needs a trained run; spectral has none')
         resize = c.resize or 'stretch'
         features = dict(backbone=c.backbone, weights=c.weights or 'auto', device=c.device, resize=resize)
         backbone = frozen_backbone(FeatureSettings(**features))
         segmenter = Segmenter(backbone, ClusterSlots(c.num_slots or 11), crop=resize == 'crop', **options)
         return segmenter, dict(run='spectral', backbone=backbone.record)
     trained = load_run(c.run, c.allow_custom_code)
-    segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, c.shifts, **options)
-    return segmenter, dict(run=digest(checkpoint_path(c.run)), backbone=trained.record)
+    segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, c.shifts, c.mask_head, **options)
+    about = dict(run=digest(checkpoint_path(c.run)), backbone=trained.record)
+    return segmenter, about | (dict(mask_head=digest(trained.folder / HEAD_FILE)) if c.mask_head else {})
 
 # %% ../../nbs/commands/segment.ipynb #f61824d5
 GROUPS = dict(
     common='path out run num_slots resize device',
-    masks='refine min_pixels background shifts work_size',
+    masks='refine min_pixels background mask_head shifts work_size',
     output='soft coco',
     data='split max_frames skip_broken',
 )

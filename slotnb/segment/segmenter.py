@@ -22,7 +22,7 @@ from ..features import compute_features
 from ..finer_grid import fine_attention
 from ..geometry import frame_of, inside, middle_square
 from ..refine import merge_slots
-from .result import Segmentation, check_options, image_labels
+from .result import Segmentation, check_options, enlarge, image_labels, shrink
 
 # %% ../../nbs/segment/segmenter.ipynb #d3c8d682
 class FoundSlots(NamedTuple):
@@ -114,9 +114,12 @@ class Segmenter:
         work_size: int = 512,  # see `image_labels`
         crop: bool = False,  # only the middle square of an image is segmented; the rest gets label 0
         background: str = 'spread',  # see `slotnb.refine.background_slot`
+        mask_head: Callable | None = None,  # `MaskHead.labels`: finds the segments anew
     ):
         check_options(min_pixels, work_size)
-        self.backbone, self.find, self.crop = backbone, find, crop
+        if mask_head and not refine:
+            raise SlotnbError('a mask head finds its own segments; leave out no_refine, or the mask head')
+        self.backbone, self.find, self.crop, self.mask_head = backbone, find, crop, mask_head
         self.options = dict(refine=refine, min_pixels=min_pixels, work_size=work_size, background=background)
 
     def __call__(
@@ -141,8 +144,15 @@ class Segmenter:
         masks = frame.cut(found.masks)
         labels = np.zeros(sample.image.shape[:2], np.int32)
         labels[part] = image_labels(sample.image[part], masks, frame.size, **self.options)
+        if self.mask_head:
+            labels[part] = self._by_head(sample.image[part], labels[part])
         masks = masks.unflatten(1, frame.size)
         return Segmentation(sample.name, sample.frame, sample.image, labels, masks, found.slots, part)
+
+    def _by_head(self, image, labels):
+        "The segments of the mask head, which takes the background of the slots as one of two witnesses."
+        found = self.mask_head(shrink(image, self.options['work_size']), labels == 0)
+        return enlarge(found, image.shape[:2])
 
 
 def as_sample(
