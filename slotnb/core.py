@@ -7,6 +7,7 @@ __all__ = ['SlotnbError', 'need_extra', 'generator', 'default_device', 'has_bf16
            'digest', 'cache_dir', 'check_shape', 'batches']
 
 # %% ../nbs/00_core.ipynb #cell-2
+import difflib
 import errno
 import hashlib
 import importlib
@@ -144,6 +145,25 @@ def one_line(
 ) -> str:  # at most 200 characters
     "The message of an exception in one line."
     return ' '.join(f'{error or type(error).__name__}'.split())[:200]
+
+# %% ../nbs/00_core.ipynb #e0ffabfe
+def no_such_path(
+    path: str | Path,  # given by the user
+    what: str,  # the field that it was given for
+    remedy: str,
+) -> SlotnbError:  # for the caller to raise
+    "The error for a path that does not exist: what does exist, and which names there are like it."
+    path, near = Path(path), []
+    there = next((p for p in path.absolute().parents if p.is_dir()), path.absolute())
+    missing = path.absolute().relative_to(there).parts[0]
+    try:
+        near = difflib.get_close_matches(missing, os.listdir(there), 3)
+    except OSError:  # may not be listed
+        pass
+    if near:
+        given = path.parts[: len(path.parts) - len(path.absolute().relative_to(there).parts)]
+        remedy = f"did you mean {' or '.join(repr(str(Path(*given, name))) for name in near)}?"
+    return SlotnbError(f"{what} '{path}' does not exist; {remedy}")
 
 # %% ../nbs/00_core.ipynb #cell-17
 def write_json(

@@ -19,7 +19,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
-from .core import SlotnbError, atomic_path, batches, write_json
+from .core import SlotnbError, atomic_path, batches, no_such_path, write_json
 from .diagnostics import collapse, feature_stats, means, object_outcomes, slot_stats
 from .features import LazyFeatures, gather
 from .finer_grid import ShiftedBackbone
@@ -115,6 +115,8 @@ def load_run(
     path = checkpoint_path(path)
     if not path.exists():
         shipped = ', '.join(sorted(p.name for p in SHIPPED.iterdir()))
+        if not path.parent.exists():
+            raise no_such_path(path.parent, 'run', f'shipped models: {shipped}')
         below = [str(p.parent) for p in sorted(path.parent.glob(f'*/{path.name}'))]  # the folder given as save_dir
         hint = f'it holds {" and ".join(below[:2])}' if below else f'shipped models: {shipped}'
         raise SlotnbError(f"'{path.parent}' is no trained run ({path.name} is missing); {hint}")

@@ -51,7 +51,7 @@ ALLOWED = {
     'runs.shipped': 'backbones core features runs.checkpoints runs.identity runs.verify',
     'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
-    'runs.identity': 'core parts runs.config',
+    'runs.identity': 'core parts runs.config runs.owner',
     'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
     'runs.owner runs.state video.collapse',
     'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',

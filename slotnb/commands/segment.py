@@ -61,8 +61,8 @@ def run(
     "Segment, and print what was written."
     if c.max_frames < 0:
         raise SlotnbError(f'max_frames {c.max_frames} must be 0 or more')
-    path = c.path if '://' in c.path else Path(c.path).expanduser()
-    data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken, masks=False)
+    path = Path(c.path).expanduser() if c.path.strip() and '://' not in c.path else c.path
+    data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken, masks=False, field='PATH')
     tell_unread(data, path)
     out, done = Path(c.out).expanduser(), segment(c, data)
     if data.skipped:

@@ -22,13 +22,15 @@ HEIF = ('.heic', '.heif')
 SUFFIXES = tuple('.png .jpg .jpeg .jfif .webp .gif .bmp .ppm .pgm .tif .tiff .avif'.split()) + HEIF
 
 
+_OF_SEGMENT = ('labels', 'overlays', 'soft', 'contact_sheet.png')  # what `slotnb segment` writes beside segment.json
 _HIDDEN = ('.', '@eaDir', '#recycle', '$RECYCLE', '__MACOSX', 'Thumbs.db')  # thumbnails and bins of file servers
 
 
 def visible(
     root: str | Path,  # a folder
 ) -> Iterator[Path]:  # files and folders
-    "What lies in a folder, its sub-folders and folders elsewhere that links lead to. Hidden names are left out."
+    """What lies in a folder, its sub-folders and folders elsewhere that links lead to. Hidden names and the masks that
+    `slotnb segment` has written are left out."""
     home, seen = os.path.realpath(root), set()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(folder)
@@ -37,8 +39,10 @@ def visible(
                 inner.clear()  # read before, or read under its own name
                 continue
             seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN))
-        yield from (Path(folder, name) for name in [*inner, *files] if not name.startswith(_HIDDEN))
+        hidden = set(_OF_SEGMENT if 'segment.json' in files else ())
+        hidden.update(name for name in (*inner, *files) if name.startswith(_HIDDEN))
+        inner[:] = sorted(set(inner) - hidden)
+        yield from (Path(folder, name) for name in [*inner, *files] if name not in hidden)
 
 
 def _cannot_list(e):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from ..core import SlotnbError, digest, read_json, write_json
 from ..parts import signature
+from .owner import same_record
 from .config import STILL, TrainConfig
 
 # %% ../../nbs/runs/identity.ipynb #3911a747
@@ -84,11 +85,9 @@ def check_same_run(
     for part in new:
         for k, v in new[part].items():
             there = old.get(part, {}).get(k, _BEFORE.get(k) if part == 'config' else None)
-            if k not in MAY_CHANGE and there != v:
-                raise SlotnbError(
-                    f'{path.parent} holds a run with other settings ({k} {there!r} there, {v!r} here); '
-                    'choose another save_dir or delete that folder'
-                )
+            if k not in MAY_CHANGE:
+                holds = f'{path.parent} holds a run with other settings'
+                same_record({k: there}, {k: v}, holds, 'choose another save_dir or delete that folder')
     for part, content in data.items():
         if old.get('data', {}).get(part, content) != content:
             split, _, masks = part.partition(' ')

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from tqdm import tqdm
-from ..core import SlotnbError, atomic_path, read_json, write_json
+from ..core import SlotnbError, atomic_path, write_json
 from ..data import Dataset, Sample, read_image, read_segmentation
 from ..plots import panels
-from ..runs.owner import Owner
+from ..runs.owner import Owner, read_record, same_record
 from .files import Labeled, coco, file_stem
 from .result import shrink
 from .segmenter import Segmenter
@@ -80,22 +80,11 @@ _COLUMNS = ('stem', 'file', 'digest', 'width', 'height', 'segments')
 def _claim(out, record):
     "Write segment.json, or refuse a folder that holds masks of another model or other settings."
     path, record = out / 'segment.json', json.loads(json.dumps(record))
-    if not path.exists():
-        if (out / 'labels').exists():
-            raise SlotnbError(f'{out} holds labels but no segment.json; choose another folder for the masks')
-        return write_json(path, record)
-    there = read_json(path)
-    if not isinstance(there, dict):
-        raise SlotnbError(f'{path} is not what slotnb segment writes; choose another folder')
-    for k in sorted(there.keys() | record.keys()):
-        old, new = there.get(k), record.get(k)
-        if old != new:
-            if isinstance(old, dict) and isinstance(new, dict):  # such as the backbone's record: what in it
-                part = next(p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p))
-                k, old, new = f'{k}: {part}', old.get(part), new.get(part)
-            raise SlotnbError(
-                f'{path.parent} holds masks of other settings ({k} {old!r} there, {new!r} here); choose another folder'
-            )
+    if path.exists():
+        return same_record(read_record(path), record, f'{out} holds masks of other settings')
+    if (out / 'labels').exists():
+        raise SlotnbError(f'{out} holds labels but no segment.json; choose another folder for the masks')
+    write_json(path, record)
 
 
 def _read_index(out):
