@@ -157,6 +157,9 @@ def _explain(e):
         name = name if len(name) < 300 else f'{name[:100]}...{name[-100:]}'
         print(f'slotnb: {name}: {e.strerror}; choose another path, or allow it and free some space', file=sys.stderr)
         return 2
+    if isinstance(e, RuntimeError) and 'home directory' in str(e):  # of pathlib
+        print('slotnb: a path begins with ~ and a name that is no account here; write the path out', file=sys.stderr)
+        return 2
     if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search(_NO_MEMORY, str(e)):
         print('slotnb: the memory is not enough; lower the sizes, or use a machine with more', file=sys.stderr)
         return 2

@@ -139,6 +139,20 @@ def cannot_read(
         f"{path} {why.get(error.errno) or f'cannot be read ({error.strerror or error}); copy or fetch it again'}"
     )
 
+# %% ../nbs/00_core.ipynb #ca2b3bb4
+def read_text(
+    path: str | Path,  # a file in UTF-8
+) -> str:
+    "The text of a file. `SlotnbError` if it cannot be opened or is no text."
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
+        raise SlotnbError(f'{path} is no regular file; put the file itself there')
+    try:
+        return Path(path).read_text(encoding='utf8')
+    except OSError as e:
+        raise cannot_read(path, e) from None
+    except UnicodeDecodeError as e:
+        raise SlotnbError(f'{path} is no text in UTF-8 ({one_line(e)}); save it as UTF-8') from None
+
 # %% ../nbs/00_core.ipynb #cff1c04d
 def one_line(
     error: Exception,
@@ -172,23 +186,23 @@ def write_json(
     indent: int | None = 1,  # None writes one line
 ):
     "Write `obj` as JSON, atomically."
+    try:
+        text = json.dumps(obj, indent=indent, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: a name that is no UTF-8
+        text = json.dumps(obj, indent=indent).encode()
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(obj, indent=indent, ensure_ascii=False) + '\n')
+        tmp.write_bytes(text + b'\n')
 
 
 def read_json(
     path: str | Path,  # file to read
 ):
     "Read a JSON file; `SlotnbError` if it is missing or not valid JSON."
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
-        raise SlotnbError(f'{path} is no regular file; put the file itself there')
     try:
-        return json.loads(Path(path).read_text())
-    except OSError as e:
-        raise cannot_read(path, e) from None
+        return json.loads(read_text(path))
     except RecursionError:
         raise SlotnbError(f'{path} is not valid JSON (nested too deeply)') from None
-    except ValueError as e:  # also no text, and integers of thousands of digits
+    except ValueError as e:  # also integers of thousands of digits
         raise SlotnbError(f'{path} is not valid JSON ({e})') from None
 
 # %% ../nbs/00_core.ipynb #cell-20

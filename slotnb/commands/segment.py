@@ -61,6 +61,8 @@ def run(
     "Segment, and print what was written."
     if c.max_frames < 0:
         raise SlotnbError(f'max_frames {c.max_frames} must be 0 or more')
+    if not c.out.strip():
+        raise SlotnbError('out is empty; give a folder for the masks')
     path = Path(c.path).expanduser() if c.path.strip() and '://' not in c.path else c.path
     data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken, masks=False, field='PATH')
     tell_unread(data, path)
@@ -98,7 +100,9 @@ def find_segmenter(
         resize = c.resize or 'stretch'
         features = dict(backbone=c.backbone, weights=c.weights or 'auto', device=c.device, resize=resize)
         backbone = frozen_backbone(FeatureSettings(**features))
-        segmenter = Segmenter(backbone, ClusterSlots(c.num_slots or 11), crop=resize == 'crop', **options)
+        segmenter = Segmenter(
+            backbone, ClusterSlots(11 if c.num_slots is None else c.num_slots), crop=resize == 'crop', **options
+        )
         return segmenter, dict(run='spectral', backbone=backbone.record)
     trained = load_run(c.run, c.allow_custom_code)
     segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, c.shifts, **options)

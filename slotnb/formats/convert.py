@@ -205,6 +205,8 @@ def convert(
     "Write a dataset in another format, with equal instance ids and, except in WebP, images. Resumes if interrupted."
     if fmt not in FORMATS:
         raise SlotnbError(f"format '{fmt}' is not supported; choose {' or '.join(FORMATS)}")
+    if shard_size < 1:
+        raise SlotnbError(f'shard_size is {shard_size}; give at least 1')
     if fmt == 'kubric' and not dataset.has_ground_truth:
         write_kubric(dataset, out_dir, split)  # raises before anything is written
     small = {k: v for k, v in small.items() if v}

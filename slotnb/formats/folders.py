@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from PIL import Image
-from ..core import SlotnbError, cannot_read
+from ..core import SlotnbError, cannot_read, read_text
 from .splits import choose_split, split_kind
 
 # %% ../../nbs/formats/folders.ipynb #d0aa1025
@@ -245,7 +245,7 @@ def listed(
         return images
     lists = {p.stem: p for p in sorted(folder.glob('*.txt')) if split_kind(p.stem)}
     path = lists[choose_split(split, lists, folder)]
-    named = {line.split()[0] for line in path.read_text().splitlines() if line.strip()}
+    named = {line.split()[0] for line in read_text(path).splitlines() if line.strip()}
     named = {n.partition('JPEGImages/')[2] or n for n in named}
     named = {unicodedata.normalize('NFC', n.rpartition('.')[0] if n.endswith(('.jpg', '.png')) else n) for n in named}
 
@@ -285,8 +285,9 @@ def unread_files(
     masks: Path,  # the folder of the masks
 ) -> dict[str, int]:  # the most frequent first
     "Suffixes of the files that are no images, and annotations beside the folder: how many of each."
-    found = (p for p in visible(root) if masks not in p.parents and p.is_file())
-    counts = Counter(p.suffix.lower() or p.name for p in found if p.suffix.lower() not in SUFFIXES)
+    found = [p for p in visible(root) if masks not in p.parents]
+    counts = Counter(p.suffix.lower() or p.name for p in found if p.is_file() and p.suffix.lower() not in SUFFIXES)
+    counts.update('no regular file' for p in found if p.is_fifo() or p.is_socket())
     for base in {root.parent, root.parent.parent}:
         counts.update(f'annotations/*{p.suffix}' for e in ('json', 'xml') for p in base.glob(f'annotations/*.{e}'))
     return dict(counts.most_common())

@@ -54,8 +54,9 @@ def load_tensors(
             tensors, meta = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}
         checksum = meta.pop('checksum', None)
         same = checksum is None or checksum == _checksum(tensors, meta)
-    except FileNotFoundError:
-        raise SlotnbError(f'checkpoint {path} is missing') from None
+    except FileNotFoundError:  # also if it may not be read
+        why = 'may not be read; allow it with chmod u+r' if path.exists() else 'is missing'
+        raise SlotnbError(f'checkpoint {path} {why}') from None
     except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as e:
         raise SlotnbError(f'checkpoint {path} cannot be read ({e})') from None
     if not same:

@@ -63,8 +63,8 @@ class FeatureSettings:
             object.__setattr__(self, f.name, v)
             if not isinstance(v, f.type) or (f.type is int and isinstance(v, bool)):
                 raise SlotnbError(f'{f.name} {v!r} must be of type {f.type.__name__}')
-            if isinstance(v, str) and '\0' in v:
-                raise SlotnbError(f'{f.name} {v!r} must not contain a NUL character')
+            if isinstance(v, str) and re.search('[\0\ud800-\udfff]', v):
+                raise SlotnbError(f'{f.name} {v!r} must be text in UTF-8 without a NUL character')
         if not self.train_split or not self.test_split or self.train_split == self.test_split:
             raise SlotnbError(
                 f'train_split {self.train_split!r} and test_split {self.test_split!r} must be two parts of the data'
@@ -226,6 +226,7 @@ STILL = dict(  # settings that mode still does not read, at their defaults
 RULES = (
     ('lr mask_temperature attn_temperature slot_std pos_std clip_norm', lambda v: 0 < v < math.inf, 'above 0'),
     ('feature_std diversity_weight time_weight color', lambda v: 0 <= v < math.inf, '0 or more'),
+    ('save_dir', lambda v: v.strip(), "the name of a folder, such as '.'"),
     ('num_slots clip_length', lambda v: v >= 2, 'at least 2'),
     ('num_slots', lambda v: v <= 10_000, 'at most 10000'),  # beyond these no machine trains
     ('slot_dim hidden_dim space_dim', lambda v: v <= 2**15, 'at most 32768'),

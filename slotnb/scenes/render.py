@@ -211,10 +211,10 @@ def render(
 # %% ../../nbs/scenes/render.ipynb #cell-11
 def _validate(scenes, metal, frames, size, samples, split, workers, min_pixels, floor):
     "Raise `SlotnbError` for bad arguments of `render`."
-    smallest = dict(scenes=(scenes, 1), size=(size, 8), workers=(workers, 1), min_pixels=(min_pixels, 0))
-    for k, (v, least) in smallest.items():
-        if v is not None and v < least:
-            raise SlotnbError(f'{k} is {v}; give at least {least}')
+    limits = dict(scenes=(scenes, 1, 10**7), size=(size, 8, 8192), workers=(workers, 1, 4096))
+    for k, (v, least, most) in (limits | dict(min_pixels=(min_pixels, 0, 8192**2))).items():
+        if v is not None and not least <= v <= most:
+            raise SlotnbError(f'{k} is {v}; give {least} to {most}')
     if samples not in [4**k for k in range(1, 8)]:
         raise SlotnbError(f'samples is {samples}; give a power of four, 4 to 16384')
     if not 1 <= frames <= CLIP:

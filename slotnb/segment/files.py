@@ -15,7 +15,7 @@ from PIL import Image
 from pycocotools import mask as rle
 from safetensors.torch import save
 from torch import Tensor
-from ..core import SlotnbError, atomic_path
+from ..core import SlotnbError, atomic_path, digest
 from ..plots import palette
 
 # %% ../../nbs/segment/files.ipynb #13497cd2
@@ -27,7 +27,14 @@ def file_stem(
     path = PurePosixPath(name)
     if path.is_absolute() or '..' in path.parts or '\0' in name or not path.parts:
         raise SlotnbError(f'image {name!r} has a name that leads out of the output folder; rename it')
+    path = PurePosixPath(*map(_short, path.parts))
     return str(path if frame is None else path / f'{frame:05}')
+
+
+def _short(part):
+    "A name that a file system takes together with a suffix: most of them hold 255 bytes."
+    data = part.encode()
+    return part if len(data) <= 240 else f'{data[:200].decode(errors="ignore")}-{digest(part)}'
 
 # %% ../../nbs/segment/files.ipynb #06165a37
 def label_image(

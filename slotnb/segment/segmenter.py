@@ -6,6 +6,7 @@
 __all__ = ['FoundSlots', 'ModelSlots', 'ClusterSlots', 'Segmenter', 'as_sample']
 
 # %% ../../nbs/segment/segmenter.ipynb #fff0921d
+import math
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from itertools import islice
@@ -30,6 +31,13 @@ class FoundSlots(NamedTuple):
 
     masks: Tensor  # (k n) soft masks on the patch grid, sum to 1 over k; NaN in the border of a letterbox
     slots: Tensor  # (k d)
+
+
+def _check_num_slots(num_slots, patches):
+    if num_slots < 2:
+        raise SlotnbError(f'num_slots {num_slots} must be at least 2')
+    if num_slots > patches:
+        raise SlotnbError(f'num_slots {num_slots} must be at most {patches}, the number of patches of an image')
 
 
 class ModelSlots:
@@ -60,8 +68,7 @@ class ModelSlots:
 
     def _set_num_slots(self, num_slots):
         init = self.model.init
-        if num_slots < 2:
-            raise SlotnbError(f'num_slots {num_slots} must be at least 2')
+        _check_num_slots(num_slots, math.prod(self.grid))
         if getattr(init, 'kind', '') == 'learned' or not hasattr(init, 'num_slots'):
             raise SlotnbError(f'num_slots {num_slots}: the initial slots of this run are learned; leave num_slots out')
         init.num_slots = num_slots
@@ -90,6 +97,7 @@ class ClusterSlots:
         num_slots: int = 11,  # clusters
         seed: int = 0,
     ):
+        _check_num_slots(num_slots, num_slots)
         self.num_slots, self.seed = num_slots, seed
 
     def __call__(
@@ -97,6 +105,7 @@ class ClusterSlots:
         feats: Tensor,  # (n d) of one image, as the backbone returns them
     ) -> FoundSlots:  # a slot is the mean token of its cluster
         own, feats = inside(feats), feats[inside(feats)].float()
+        _check_num_slots(self.num_slots, len(feats))
         masks = torch.from_numpy(spectral_masks(feats, self.num_slots, self.seed)).float()
         slots = masks @ feats / masks.sum(1, keepdim=True).clamp(min=1)
         return FoundSlots(masks.new_full((len(masks), len(own)), torch.nan).masked_scatter(own, masks), slots)
