@@ -43,7 +43,7 @@ from .runs.verify import write_sealed
 from .segment.result import Segmentation
 from .segment.segmenter import ModelSlots, Segmenter
 from .video.model import build_model
-from .video.score import clip_outputs, over_time, score_clips
+from .video.score import ClipScores, clip_outputs
 
 # %% ../nbs/14_evaluate.ipynb #c7b7a227
 @dataclass(frozen=True, eq=False)
@@ -172,7 +172,7 @@ def _score(scenes, out, merged, frames, refine):
     return [*tables, evaluate_labels(scenes, refined, 'refined'), pd.DataFrame(outcomes)]
 
 
-def _passes(run, data, normalized, batch_size):
+def _passes(run, data, normalized, batch_size, whole):
     "Raw features and outputs of all test images, in batches. In mode video slots are carried through each clip."
     if not data.clips:
         yield from zip(batches(data.test, batch_size), outputs(run.model, normalized, run.config.seed, batch_size))
@@ -181,7 +181,7 @@ def _passes(run, data, normalized, batch_size):
     if torch.cat([c.rows for c in clips]).tolist() != list(range(len(data.test))):
         raise SlotnbError(f'{data.scenes["test"].root}: the frames of a clip must follow one another; sort them')
     for clip in clips:
-        outs = clip_outputs(run.model, normalized, clip, run.config.seed)
+        outs = whole.watch(clip_outputs(run.model, normalized, clip, run.config.seed))
         for rows in clip.rows.split(batch_size):
             some = [out[:5] for out in islice(outs, len(rows))]  # the fields of `ModelOutput`
             yield gather(data.test, rows), ModelOutput(*(torch.cat(parts) for parts in zip(*some)))
@@ -224,10 +224,10 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     check_same_run(run_dir / 'config.json', data=data.digests)
     metrics, seconds = read_metrics(run_dir), seconds_per_epoch(run_dir)
     test, errors, rows, tables, soft, notes = data.scenes['test'], [], [], [], [], Counter()
-    images = iter(test)
+    images, whole = iter(test), ClipScores(data.clips['test'], grid) if data.clips else None  # a label a slot
     normalized = LazyFeatures(data.test, run.normalizer)
     with tqdm(total=len(test), desc=f'test {run_dir}', unit='image', disable=not show_progress) as bar:
-        for raw, out in _passes(run, data, normalized, batch_size):
+        for raw, out in _passes(run, data, normalized, batch_size, whole):
             x, own, frames = run.normalizer(raw), inside_if_any(raw), [frame_of(tokens, grid) for tokens in raw]
             measures = dict(mse=feature_mse(out.recon, x, own).item(), spread=feature_spread(x, own).item())
             weight = len(x) if own is None else own.float().mean(1).sum().item()  # images, by their patches
@@ -244,6 +244,8 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
                 notes['void'] += s.segmentation is not None and bool((s.segmentation < 0).any())
             parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])]
             parts += _score(scenes, out, merged, frames, refine) if test.has_ground_truth else []
+            for frame in zip(scenes, out.attn, merged) if whole and test.has_ground_truth else ():
+                whole.add(*frame)
             tables.append(pd.concat([t.set_index(['scene', 'frame']) for t in parts], axis=1))
             bar.update(len(x))
     by_scene, usage = pd.concat(tables), means(errors) | means(rows)
@@ -268,10 +270,9 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     )
     result |= {f'{kind}_images': n for kind, n in notes.items() if n}
     result |= usage | by_scene.mean().dropna().to_dict() | _target_kept(run, data)
-    if data.clips and test.has_ground_truth:  # one label a slot, for the whole clip
-        clip_scores, by_clip = score_clips(run.model, normalized, data.clips['test'], test, run.config.seed)
-        result |= clip_scores
-    late = over_time(run.model, normalized, data.clips['test'], run.config.seed) if data.clips else ''
+    if whole and whole.rows:
+        result |= whole.result()
+    late = whole.collapse if whole else ''
     result['collapse'] = '; '.join(filter(None, (collapse(result | dict(fvu=result['test_fvu'])), late)))
     sources = dict(raw=data.train_and_val, normalized=LazyFeatures(data.train_and_val, run.normalizer))
     features = {name: feature_stats(feats) for name, feats in sources.items()}
@@ -283,9 +284,9 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     write_json(run_dir / 'features.json', features)
     save_tensors(run_dir / 'test_masks.safetensors', masks)
     beside = ['test_scenes.csv', 'features.json', 'test_masks.safetensors']
-    if data.clips and test.has_ground_truth:
+    if whole and whole.rows:
         with atomic_path(run_dir / 'test_clips.csv') as tmp:
-            by_clip.to_csv(tmp)
+            whole.table.to_csv(tmp)
         beside.append('test_clips.csv')
     write_sealed(run_dir / 'result.json', result, tuple(beside))
     return result

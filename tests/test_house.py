@@ -100,7 +100,7 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
-    'video.score': 'core data features metrics model video.batches video.clips video.collapse video.identity '
+    'video.score': 'core data features metrics model refine video.batches video.clips video.collapse video.identity '
     'video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
