@@ -41,7 +41,7 @@ from .runs.shipped import check_features
 from .runs.state import read_metrics, seconds_per_epoch
 from .runs.verify import write_sealed
 from .segment.result import Segmentation
-from .segment.segmenter import ModelSlots, Segmenter
+from .segment.segmenter import ClipSegmenter, ClipSlots, ModelSlots, Segmenter
 from .video.model import build_model
 from .video.score import ClipScores, clip_outputs
 
@@ -76,19 +76,20 @@ class Run:
         **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
-        stills = dict(engine='torch', mode='still') | {name: known[0] for name, known in STILL.items()}
+        video = self.config.mode == 'video'  # slots are carried through the frames of a clip
+        stills = {} if video else dict(engine='torch') | {name: known[0] for name, known in STILL.items()}
         config = self.config if resize in ('', self.config.resize) else replace(self.config, resize=resize, **stills)
-        if self.config.mode == 'video':
-            tqdm.write(f'{self.folder} is a run of mode video; here it segments each frame by itself')
         backbone = frozen_backbone(replace(config, device=device, weights=weights or config.weights))
         check_features(self.record, self.folder, backbone)
         if shifts != 1:
-            if config.resize == 'letterbox':
-                raise SlotnbError('masks on a finer grid (shifts) need resize stretch or crop, not letterbox')
+            if config.resize == 'letterbox' or video:
+                other = 'a run of mode still' if video else 'resize stretch or crop, not letterbox'
+                raise SlotnbError(f'masks on a finer grid (shifts) need {other}')
             backbone = ShiftedBackbone(backbone, shifts)
-        find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
+        kinds = (ClipSlots, ClipSegmenter) if video else (ModelSlots, Segmenter)
+        find = kinds[0](self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
         find.set_border(config.resize == 'letterbox')
-        return Segmenter(backbone, find, crop=config.resize == 'crop', **options)
+        return kinds[1](backbone, find, crop=config.resize == 'crop', **options)
 
     def segment(
         self,

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from slotnb.cli import main
 from slotnb.core import SlotnbError, read_json, write_json
+from slotnb.data import read_segmentation
 from slotnb.evaluate import evaluate, load_run
 from slotnb.runs import folder
 from slotnb.runs.checkpoints import load_tensors, save_tensors
@@ -89,6 +91,37 @@ def test_run_from_nothing(clips, tmp_path):
     assert by_clip.scene.tolist() == ['scene_0000', 'scene_0001']
     for name in ('fg_ari', 'ari', 'mbo'):
         assert result[f'{name}_video'] == pytest.approx(by_clip[f'{name}_video'].mean())
+
+
+def test_segments_of_a_clip_keep_their_labels(clips, tmp_path):
+    "`slotnb segment` carries slots; a clip of which one frame is missing is done anew, to the same labels."
+    run_dir, out = fit(config(clips, tmp_path / 'run', rounds=1), show_progress=False), tmp_path / 'masks'
+    args = ['segment', str(clips), '--split', 'test', '--run', str(run_dir), '--out', str(out), '--film', 'gif']
+    assert main(args) == 0
+    paths = sorted((out / 'labels').rglob('*.png'))
+    before = {p: read_segmentation(p) for p in paths}
+    assert len(paths) == 12 and [p.name for p in sorted((out / 'films').iterdir())] == [
+        'scene_0000.gif',
+        'scene_0001.gif',
+    ]
+    with Image.open(out / 'films/scene_0000.gif') as film:
+        assert film.size == (56, 56) and film.info['duration'] == 80  # 12 frames a second, in hundredths of a second
+    run = load_run(run_dir)
+    found = [x for x in run.segment(clips / 'test') if x.name == 'scene_0001']
+    assert (
+        all((x.labels == before[out / f'labels/scene_0001/{x.frame:05}.png']).all() for x in found) and len(found) == 6
+    )
+    paths[-2].unlink()
+    assert main(args) == 0
+    assert all((read_segmentation(p) == labels).all() for p, labels in before.items())
+    (clips_gap := tmp_path / 'gap').mkdir()
+    for name in ('rgba_00000.png', 'rgba_00002.png'):
+        (clips_gap / 'test/a').mkdir(parents=True, exist_ok=True)
+        (clips_gap / 'test/a' / name).write_bytes((clips / 'test/scene_0000' / name).read_bytes())
+    with pytest.raises(SlotnbError, match="goes from frame 0 to frame 2"):
+        [*run.segment(clips_gap / 'test')]
+    with pytest.raises(SlotnbError, match='shifts'):
+        run.segmenter(shifts=2)
 
 
 def test_held_out_are_whole_clips(clips, tmp_path):
