@@ -117,11 +117,12 @@ ALLOWED = {
     'metrics plots runs.config runs.inputs runs.masks runs.identity runs.state',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
-    'explorer.save': 'commands.segment core data',
+    'explorer.clips': 'data explorer.pages explorer.state explorer.viewer explorer.views plots segment.result',
+    'explorer.save': 'commands.segment core data evaluate explorer.state',
     'explorer.controls': 'core explorer.pages explorer.picker explorer.replay explorer.save explorer.state '
     'explorer.viewer explorer.views normalizer',
-    'explorer.widget': 'commands.segment core data evaluate explorer.controls explorer.gallery explorer.pages '
-    'explorer.replay explorer.state explorer.viewer explorer.views formats.images segment.result',
+    'explorer.widget': 'core data evaluate explorer.clips explorer.controls explorer.gallery explorer.pages '
+    'explorer.replay explorer.save explorer.state explorer.viewer explorer.views formats.images segment.result',
     'explorer.server': 'core explorer.state explorer.widget parts',
     # appendix
     'parts': 'core',
