@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND_RULES', 'guided_filter', 'split_components', 'watershed_edges', 'background_slot', 'segment_labels',
-           'merge_slots', 'pixel_slots', 'refine_masks']
+           'merge_slots', 'floor_first', 'pixel_slots', 'refine_masks']
 
 # %% ../nbs/10_refine.ipynb #cell-2
 import math
@@ -163,6 +163,18 @@ def merge_slots(
         a, b = alive[list(divmod(int(cost.argmin()), len(alive)))]
         masks[a] += masks[b]
         masks[b] = 0
+
+
+def floor_first(
+    masks: torch.Tensor,  # (k n) of a frame
+    grid: tuple[int, int],  # (h, w) of the patch grid
+    rule: str = 'spread',  # of `background_slot`
+) -> torch.Tensor:  # (k n)
+    "Exchange row 0 and the row of the background, so that frames of a clip have it under one number."
+    floor, masks = background_slot(masks, grid, rule=rule), masks.clone()
+    if floor:
+        masks[[0, floor]] = masks[[floor, 0]]
+    return masks
 
 # %% ../nbs/10_refine.ipynb #cell-12
 def _on_grid(masks, grid):

@@ -11,6 +11,8 @@ from slotnb.cli import main
 from slotnb.core import SlotnbError, read_json, write_json
 from slotnb.data import read_segmentation
 from slotnb.evaluate import evaluate, load_run
+from slotnb.explorer.state import State
+from slotnb.explorer.widget import SlotExplorer
 from slotnb.runs import folder
 from slotnb.runs.checkpoints import load_tensors, save_tensors
 from slotnb.runs.config import STILL, TrainConfig
@@ -93,9 +95,35 @@ def test_run_from_nothing(clips, tmp_path):
         assert result[f'{name}_video'] == pytest.approx(by_clip[f'{name}_video'].mean())
 
 
-def test_segments_of_a_clip_keep_their_labels(clips, tmp_path):
+@pytest.fixture(scope='module')
+def video_run(clips, tmp_path_factory):
+    return fit(config(clips, tmp_path_factory.mktemp('run'), rounds=1, num_epochs=1), show_progress=False)
+
+
+def test_the_explorer_plays_a_clip(clips, video_run):
+    "Every tick shows the next frame, a thumbnail leads to its frame, and a slot keeps its color."
+    e = SlotExplorer(video_run, state=dict(view='clip'))
+    assert not e.error and [p['key'] for p in e.gallery.pictures if 'frame' in p['key']] == [
+        f'frame-{t}' for t in range(6)
+    ]
+    assert 'frame 1 of 6' in e.panel.numbers.value and e.gallery.clock == 0
+    e.play.value = True
+    seen = []
+    for _ in range(6):
+        e._on_message(e.gallery, dict(kind='tick'), [])
+        seen.append(e.state.get('frame', 0))
+    assert seen == [1, 2, 3, 4, 5, 0] and e.gallery.clock == 83 and not e.error
+    e._on_message(e.gallery, dict(kind='click', key='frame-4', x=0.5, y=0.5), [])
+    assert e.state['frame'] == 4
+    colors = [e.viewer().output(State(frame=t)).colors for t in range(6)]
+    assert all((c == colors[0]).all() for c in colors)
+    e.state = dict(view='scene', frame=2)
+    assert not e.error and 'segments' in e.pictures
+
+
+def test_segments_of_a_clip_keep_their_labels(clips, video_run, tmp_path):
     "`slotnb segment` carries slots; a clip of which one frame is missing is done anew, to the same labels."
-    run_dir, out = fit(config(clips, tmp_path / 'run', rounds=1), show_progress=False), tmp_path / 'masks'
+    run_dir, out = video_run, tmp_path / 'masks'
     args = ['segment', str(clips), '--split', 'test', '--run', str(run_dir), '--out', str(out), '--film', 'gif']
     assert main(args) == 0
     paths = sorted((out / 'labels').rglob('*.png'))

@@ -27,7 +27,7 @@ from ..model import ModelOutput
 from ..normalizer import LinearSpace, Normalizer
 from ..parts import is_custom
 from ..plots import match_colors, pca_rgb
-from ..refine import merge_slots, pixel_slots, refine_masks
+from ..refine import floor_first, merge_slots, pixel_slots, refine_masks
 from ..runs.inputs import frozen_backbone, prepare
 from ..runs.scored import at_score_size
 from ..runs.shipped import check_features
@@ -53,7 +53,7 @@ class FollowedClip(NamedTuple):
     "Slots of a model of mode video that were carried through the frames of a scene."
 
     starts: list[Tensor | None]  # (1 k d) with which each frame starts; None: anew
-    sizes: np.ndarray  # (t k) share of the patches of each frame that a slot holds
+    sizes: np.ndarray  # (t k) share of the patches of each frame that a slot holds after merging
     colors: np.ndarray  # (k) indices into the palette, matched with the ground truth of the whole clip, if any
 
 
@@ -243,8 +243,10 @@ class Viewer:
         noise, start, starts, owners, true = self._clip_noise(seed, num_slots), None, [], [], []
         for i in list(self.frames.values())[scene]:
             starts.append(start)
-            out, start = self.model.frame(self.normalizer(kind)(self._raw(i)[None] * self.run.scale), start, noise)
-            owners.append(out.attn[0].argmax(0).view(self.grid).numpy())
+            x = self.normalizer(kind)(self._raw(i)[None] * self.run.scale)
+            out, start = self.model.frame(x, start, noise)
+            masks = floor_first(merge_slots(out.attn[0], x[0], self.grid), self.grid)
+            owners.append(masks.argmax(0).view(self.grid).numpy())
             if (seg := self.sample(i).segmentation) is not None:  # at the middle of each patch
                 y, x = (((np.arange(g) + 0.5) * n / g).astype(int) for g, n in zip(self.grid, seg.shape))
                 true.append(seg[y][:, x])
@@ -280,6 +282,7 @@ class Viewer:
         soft, size = (out.masks if state.source == 'masks' else out.attn)[0], sample.image.shape[:2]
         if state.source in ('merged', 'refined'):
             soft = merge_slots(soft, x, grid)
+            soft = floor_first(soft, grid) if self.video else soft
         if state.source == 'refined' and self.video:
             labels = pixel_slots(sample.image, soft, max(2, round(size[0] / grid[0])), grid=grid)  # not split
         elif state.source == 'refined' and sample.segmentation is None:

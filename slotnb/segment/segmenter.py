@@ -22,7 +22,7 @@ from ..features import compute_features
 from ..finer_grid import fine_attention
 from ..geometry import frame_of, inside, middle_square
 from ..metrics import hard_masks
-from ..refine import background_slot, merge_slots, pixel_slots
+from ..refine import background_slot, floor_first, merge_slots, pixel_slots
 from .result import Segmentation, check_options, enlarge, image_labels, shrink
 
 # %% ../../nbs/segment/segmenter.ipynb #d3c8d682
@@ -215,7 +215,6 @@ class ClipSegmenter(Segmenter):
         last, self.last = self.last, sample
         if last is None or sample.frame is None or sample.name != last.name:
             self.find.restart()
-            self.labels = None
         elif sample.frame != last.frame + 1:
             raise SlotnbError(
                 f"{sample.path}: clip '{sample.name}' goes from frame {last.frame} to frame {sample.frame}; add the "
@@ -228,17 +227,15 @@ class ClipSegmenter(Segmenter):
             )
         found, part, grid = self.find(feats), self._part(sample.image), self.backbone.grid
         small = shrink(sample.image[part], self.options['work_size'])
-        if self.labels is None:
-            floor = background_slot(found.masks, grid, rule=self.options['background'])
-            order = sorted(range(len(found.masks)), key=lambda k: k != floor)
-            self.labels = np.empty(len(order), np.int32)
-            self.labels[order] = np.arange(len(order)) + (floor is None)
+        rule = self.options['background']
+        found = found._replace(masks=floor_first(found.masks, grid, rule))
+        no_floor = background_slot(found.masks, grid, rule=rule) is None
         if self.options['refine']:
             radius = max(2, round((small.shape[0] * small.shape[1] / (grid[0] * grid[1])) ** 0.5))  # one patch
             slots = pixel_slots(small, found.masks, radius, grid=grid)
         else:
             slots = hard_masks(found.masks, small.shape[:2], grid)
         labels = np.zeros(sample.image.shape[:2], np.int32)
-        labels[part] = enlarge(self.labels[slots], labels[part].shape)
+        labels[part] = enlarge(slots + no_floor, labels[part].shape)
         masks = found.masks.unflatten(1, grid)
         return Segmentation(sample.name, sample.frame, sample.image, labels, masks, found.slots, part)

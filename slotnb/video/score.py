@@ -16,7 +16,7 @@ from ..data import Sample
 from ..features import LazyFeatures
 from ..metrics import hard_masks
 from ..model import ModelOutput
-from ..refine import merge_slots, pixel_slots
+from ..refine import floor_first, merge_slots, pixel_slots
 from .batches import VAL_FRAMES
 from .clips import Clip
 from .collapse import TimeStats, time_collapse
@@ -64,7 +64,8 @@ def clip_labels(
     sample: Sample,  # the frame
     grid: tuple[int, int],  # (h, w) of the patch grid
 ) -> dict[str, np.ndarray]:  # 'merged' and 'refined': (h w) ints, the slot of each pixel
-    "Labels of a frame that hold for the whole clip."
+    "Labels of a frame that hold for the whole clip. The background is found in each frame and is 0 (`floor_first`)."
+    masks = floor_first(masks, grid)
     radius = max(2, round(sample.image.shape[0] / grid[0]))  # one patch
     refined = pixel_slots(sample.image, masks, radius, grid=grid)
     return dict(merged=hard_masks(masks, sample.image.shape[:2], grid), refined=refined)
