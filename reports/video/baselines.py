@@ -12,6 +12,7 @@ features are kept in the cache.
 
 import argparse
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -51,6 +52,17 @@ def video_config(seed):
     return TrainConfig(**settings, data_dir=data, save_dir=str(folder), seed=seed)
 
 
+@cache
+def trained_run(seed):
+    "The run of a seed, trained if it is not yet."
+    return load_run(fit(video_config(seed)))
+
+
+@cache
+def still_run():
+    return load_run('movi_a')
+
+
 def untrained(still):
     "The model of mode video with the weights of a model of stills, before the first step."
     model = build_model(video_config(0), still.normalizer.out_dim, tuple(still.record['grid']))
@@ -78,7 +90,7 @@ class Scorer:
 
     def stills(self, clip, samples, true):
         "Slots of the model for stills, linked or carried."
-        run = load_run('movi_a')
+        run = still_run()
         feats = [self.normalized(run)[i : i + 1][0] for i in clip.rows.tolist()]
         seed = SEEDS[0]
         found = [*still_masks(run.model, feats, seed)]
@@ -90,13 +102,13 @@ class Scorer:
 
     def untrained(self, clip, samples, true):
         "The model of mode video without training on clips."
-        run = untrained(load_run('movi_a'))
+        run = untrained(still_run())
         yield from self.video('not trained on clips', run, SEEDS[0], clip, samples, true)
 
     def trained(self, clip, samples, true):
         "The same model, trained on clips."
         for seed in self.seeds:
-            run = load_run(fit(video_config(seed)))
+            run = trained_run(seed)
             yield from self.video('trained on clips', run, seed, clip, samples, true)
 
     def video(self, name, run, seed, clip, samples, true):
@@ -123,16 +135,17 @@ class Scorer:
         return clip_labels(masks, true.shape[1:], self.grid)
 
 
-def merged_table(path, new, part):
-    "Write the rows of a part in place of those that are there."
-    old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=['part'])
-    parts = {p: rows for p, rows in old.groupby('part')} | {part: pd.DataFrame(new)}
-    table = pd.concat([parts[p] for p in PARTS if p in parts])
-    table.to_csv(path, index=False, float_format='%.5f')
+def merged_table(path, new, part, seeds):
+    "Write the rows of a part and its seeds in place of those that are there."
+    old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=['part', 'seed'])
+    old = old[(old.part != part) | ~old.seed.isin(seeds)]
+    table = pd.concat([old, pd.DataFrame(new)])
+    order = table.part.map(PARTS.index)
+    table.iloc[np.argsort(order, kind='stable')].to_csv(path, index=False, float_format='%.5f')
 
 
 def score(part, clips, dataset, scorer):
-    rows, tracks = [], []
+    rows, tracks, seeds = [], [], scorer.seeds
     for clip in tqdm(clips, part):
         samples = [dataset[i] for i in clip.rows.tolist()]
         true, materials = np.stack([s.segmentation for s in samples]), samples[0].materials
@@ -143,15 +156,15 @@ def score(part, clips, dataset, scorer):
             if seed == SEEDS[0] and method in SHOWN and clip in clips[:3]:
                 strips = dict(np.load(HERE / 'strips.npz')) if (HERE / 'strips.npz').exists() else {}
                 np.savez_compressed(HERE / 'strips.npz', **strips | {f'{clip.name}/{method}': labels.astype(np.uint8)})
-        merged_table(HERE / 'baselines.csv', rows, part)
-        merged_table(HERE / 'tracks.csv', pd.concat(tracks), part)
+        merged_table(HERE / 'baselines.csv', rows, part, seeds)
+        merged_table(HERE / 'tracks.csv', pd.concat(tracks), part, seeds)
 
 
-def main(parts, num_clips=None, num_seeds=len(SEEDS)):
+def main(parts, num_clips=None, seeds=SEEDS):
     dataset = open_dataset(ROOT / 'data/movi_a_clips', 'test', max_frames=0)
-    clips, still = clip_index(dataset)[:num_clips], load_run('movi_a')
+    clips, still = clip_index(dataset)[:num_clips], still_run()
     backbone = frozen_backbone(still.config)
-    scorer = Scorer(extract(backbone, dataset), tuple(still.record['grid']), SEEDS[:num_seeds])
+    scorer = Scorer(extract(backbone, dataset), tuple(still.record['grid']), seeds)
     for part in parts:
         score(part, clips, dataset, scorer)
 
@@ -160,7 +173,7 @@ if __name__ == '__main__':
     parser = argparse.ArgumentParser()
     parser.add_argument('parts', nargs='*', help=f'of {", ".join(PARTS)}; all by default')
     parser.add_argument('--clips', type=int, help='number of test clips; all by default')
-    parser.add_argument('--seeds', type=int, default=len(SEEDS), help='number of seeds; all by default')
+    parser.add_argument('--seeds', type=int, nargs='+', default=SEEDS, help='of trained and kmeans; 0 1 2 by default')
     args = parser.parse_args()
     torch.set_num_threads(1)
     main(args.parts or PARTS, args.clips, args.seeds)
