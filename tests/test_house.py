@@ -92,7 +92,7 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features finer_grid geometry refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features finer_grid geometry metrics refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # video
     'video.clips': 'core data',
