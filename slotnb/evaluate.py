@@ -41,9 +41,9 @@ from .runs.shipped import check_features
 from .runs.state import read_metrics, seconds_per_epoch
 from .runs.verify import write_sealed
 from .segment.result import Segmentation
-from .segment.segmenter import ModelSlots, Segmenter
+from .segment.segmenter import ClipSegmenter, ClipSlots, ModelSlots, Segmenter
 from .video.model import build_model
-from .video.score import clip_outputs, over_time, score_clips
+from .video.score import ClipScores, clip_outputs
 
 # %% ../nbs/14_evaluate.ipynb #c7b7a227
 @dataclass(frozen=True, eq=False)
@@ -76,19 +76,20 @@ class Run:
         **options,  # refine, min_pixels, work_size and background of `slotnb.segment.result.image_labels`
     ) -> Segmenter:
         "What segments images as the run was trained. `SlotnbError` if the weights found here give other features."
-        stills = dict(engine='torch', mode='still') | {name: known[0] for name, known in STILL.items()}
+        video = self.config.mode == 'video'  # slots are carried through the frames of a clip
+        stills = {} if video else dict(engine='torch') | {name: known[0] for name, known in STILL.items()}
         config = self.config if resize in ('', self.config.resize) else replace(self.config, resize=resize, **stills)
-        if self.config.mode == 'video':
-            tqdm.write(f'{self.folder} is a run of mode video; here it segments each frame by itself')
         backbone = frozen_backbone(replace(config, device=device, weights=weights or config.weights))
         check_features(self.record, self.folder, backbone)
         if shifts != 1:
-            if config.resize == 'letterbox':
-                raise SlotnbError('masks on a finer grid (shifts) need resize stretch or crop, not letterbox')
+            if config.resize == 'letterbox' or video:
+                other = 'a run of mode still' if video else 'resize stretch or crop, not letterbox'
+                raise SlotnbError(f'masks on a finer grid (shifts) need {other}')
             backbone = ShiftedBackbone(backbone, shifts)
-        find = ModelSlots(self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
+        kinds = (ClipSlots, ClipSegmenter) if video else (ModelSlots, Segmenter)
+        find = kinds[0](self.model, self.normalizer, self.scale, backbone.grid, config.seed, num_slots)
         find.set_border(config.resize == 'letterbox')
-        return Segmenter(backbone, find, crop=config.resize == 'crop', **options)
+        return kinds[1](backbone, find, crop=config.resize == 'crop', **options)
 
     def segment(
         self,
@@ -174,7 +175,7 @@ def _score(scenes, out, merged, frames, refine):
     return [*tables, evaluate_labels(scenes, refined, 'refined'), pd.DataFrame(outcomes)]
 
 
-def _passes(run, data, normalized, batch_size):
+def _passes(run, data, normalized, batch_size, whole):
     "Raw features and outputs of all test images, in batches. In mode video slots are carried through each clip."
     if not data.clips:
         yield from zip(batches(data.test, batch_size), outputs(run.model, normalized, run.config.seed, batch_size))
@@ -183,7 +184,7 @@ def _passes(run, data, normalized, batch_size):
     if torch.cat([c.rows for c in clips]).tolist() != list(range(len(data.test))):
         raise SlotnbError(f'{data.scenes["test"].root}: the frames of a clip must follow one another; sort them')
     for clip in clips:
-        outs = clip_outputs(run.model, normalized, clip, run.config.seed)
+        outs = whole.watch(clip_outputs(run.model, normalized, clip, run.config.seed))
         for rows in clip.rows.split(batch_size):
             some = [out[:5] for out in islice(outs, len(rows))]  # the fields of `ModelOutput`
             yield gather(data.test, rows), ModelOutput(*(torch.cat(parts) for parts in zip(*some)))
@@ -226,10 +227,10 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     check_same_run(run_dir / 'config.json', data=data.digests)
     metrics, seconds = read_metrics(run_dir), seconds_per_epoch(run_dir)
     test, errors, rows, tables, soft, notes = data.scenes['test'], [], [], [], [], Counter()
-    images = iter(test)
+    images, whole = iter(test), ClipScores(data.clips['test'], grid) if data.clips else None  # a label a slot
     normalized = LazyFeatures(data.test, run.normalizer)
     with tqdm(total=len(test), desc=f'test {run_dir}', unit='image', disable=not show_progress) as bar:
-        for raw, out in _passes(run, data, normalized, batch_size):
+        for raw, out in _passes(run, data, normalized, batch_size, whole):
             x, own, frames = run.normalizer(raw), inside_if_any(raw), [frame_of(tokens, grid) for tokens in raw]
             measures = dict(mse=feature_mse(out.recon, x, own).item(), spread=feature_spread(x, own).item())
             weight = len(x) if own is None else own.float().mean(1).sum().item()  # images, by their patches
@@ -246,6 +247,8 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
                 notes['void'] += s.segmentation is not None and bool((s.segmentation < 0).any())
             parts = [pd.DataFrame([s[:2] for s in scenes], columns=['scene', 'frame'])]
             parts += _score(scenes, out, merged, frames, refine) if test.has_ground_truth else []
+            for frame in zip(scenes, out.attn, merged) if whole and test.has_ground_truth else ():
+                whole.add(*frame)
             tables.append(pd.concat([t.set_index(['scene', 'frame']) for t in parts], axis=1))
             bar.update(len(x))
     by_scene, usage = pd.concat(tables), means(errors) | means(rows)
@@ -270,10 +273,9 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     )
     result |= {f'{kind}_images': n for kind, n in notes.items() if n}
     result |= usage | by_scene.mean().dropna().to_dict() | _target_kept(run, data)
-    if data.clips and test.has_ground_truth:  # one label a slot, for the whole clip
-        clip_scores, by_clip = score_clips(run.model, normalized, data.clips['test'], test, run.config.seed)
-        result |= clip_scores
-    late = over_time(run.model, normalized, data.clips['test'], run.config.seed) if data.clips else ''
+    if whole and whole.rows:
+        result |= whole.result()
+    late = whole.collapse if whole else ''
     result['collapse'] = '; '.join(filter(None, (collapse(result | dict(fvu=result['test_fvu'])), late)))
     sources = dict(raw=data.train_and_val, normalized=LazyFeatures(data.train_and_val, run.normalizer))
     features = {name: feature_stats(feats) for name, feats in sources.items()}
@@ -285,9 +287,9 @@ def _evaluate(run, run_dir, show_progress, batch_size, data, refine, write):
     write_json(run_dir / 'features.json', features)
     save_tensors(run_dir / 'test_masks.safetensors', masks)
     beside = ['test_scenes.csv', 'features.json', 'test_masks.safetensors']
-    if data.clips and test.has_ground_truth:
+    if whole and whole.rows:
         with atomic_path(run_dir / 'test_clips.csv') as tmp:
-            by_clip.to_csv(tmp)
+            whole.table.to_csv(tmp)
         beside.append('test_clips.csv')
     write_sealed(run_dir / 'result.json', result, tuple(beside))
     return result

@@ -32,7 +32,7 @@ from .runs.identity import check_same_run, same_threads
 from .runs.inputs import RunData, check_memory, fit_normalizer, load_if_fits, prepare
 from .runs.masks import NUM_TRACKED
 from .video.batches import ClipFeatures, held_out_chunks, training_chunks
-from .video.collapse import time_stats
+from .video.collapse import TimeStats
 from .video.losses import VIDEO_LOSSES
 from .video.model import build_model
 
@@ -147,12 +147,12 @@ def validate(
     batch_size: int = 32,  # images per forward pass
 ) -> Validation:
     "Evaluate the held-out scenes; the noise of the slots is the same in every epoch."
-    noise, errors, rows, tracked, clips = generator(seed, 'evaluation'), [], [], [], []
+    noise, errors, rows, tracked, over_time = generator(seed, 'evaluation'), [], [], [], TimeStats()
     model.eval()
     for x in batches(feats, max(1, batch_size // math.prod(feats.shape[1:-2]))):
         out = model(x, noise)
         if x.ndim == 4:
-            clips.append(out)
+            over_time.add(out)
             out, x = out.images(), x.flatten(0, 1)
         own = inside_if_any(x)
         mse, spread = feature_mse(out.recon, out.target, own), feature_spread(out.target, own)
@@ -161,7 +161,7 @@ def validate(
         rows.append((len(x), slot_stats(out.slots, out.masks, own)))
         if not tracked:
             tracked = [m[:NUM_TRACKED].half() for m in (out.attn, out.masks)]
-    row = means(errors) | means(rows) | (time_stats(clips) if clips else {})
+    row = means(errors) | means(rows) | (over_time.result() if over_time.clips else {})
     spread = row.pop('spread')
     row = dict(mse=row['mse'], fvu=row['mse'] / spread) | row
     return Validation({f'val_{k}': v for k, v in row.items()}, *tracked)

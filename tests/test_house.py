@@ -92,7 +92,7 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features finer_grid geometry refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features finer_grid geometry metrics refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # video
     'video.clips': 'core data',
@@ -100,7 +100,7 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
-    'video.score': 'core data features metrics model video.batches video.clips video.collapse video.identity '
+    'video.score': 'core data features metrics model refine video.batches video.clips video.collapse video.identity '
     'video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
@@ -117,11 +117,12 @@ ALLOWED = {
     'metrics plots runs.config runs.inputs runs.masks runs.identity runs.state',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
-    'explorer.save': 'commands.segment core data',
+    'explorer.clips': 'data explorer.pages explorer.state explorer.viewer explorer.views plots segment.result',
+    'explorer.save': 'commands.segment core data evaluate explorer.state',
     'explorer.controls': 'core explorer.pages explorer.picker explorer.replay explorer.save explorer.state '
     'explorer.viewer explorer.views normalizer',
-    'explorer.widget': 'commands.segment core data evaluate explorer.controls explorer.gallery explorer.pages '
-    'explorer.replay explorer.state explorer.viewer explorer.views formats.images segment.result',
+    'explorer.widget': 'core data evaluate explorer.clips explorer.controls explorer.gallery explorer.pages '
+    'explorer.replay explorer.save explorer.state explorer.viewer explorer.views formats.images segment.result',
     'explorer.server': 'core explorer.state explorer.widget parts',
     # appendix
     'parts': 'core',

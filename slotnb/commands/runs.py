@@ -161,10 +161,11 @@ def _train(c):
     else:
         text += 'no ARI, FG-ARI and mBO, because the test scenes have no ground truth; '
     if 'ari_video' in result:
-        text += 'whole clips, one label a slot: '
-        text += ', '.join(f"{name} {100 * result[f'{key}_video']:.1f}" for name, key in scores.items())
-        text += f", {100 * result['tracked_loose']:.0f} % of the objects mostly tracked, "
-        text += f"{result['switches']:.1f} switches an object; "
+        for end in ('', '_merged', '_refined'):
+            text += f'whole clips, one label a slot, {end[1:] or "unmerged"}: '
+            text += ', '.join(f"{name} {100 * result[f'{key}_video{end}']:.1f}" for name, key in scores.items())
+            text += f", {100 * result[f'tracked_loose{end}']:.0f} % of the objects tracked in one slot (loose), "
+            text += f"{100 * result[f'tracked_strict{end}']:.0f} % strict, {result[f'switches{end}']:.1f} switches; "
     text += f"engine {result['engine']}"
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
     if (run_dir / 'test_masks.safetensors').exists():

@@ -46,6 +46,9 @@ class SegmentCommand:
     work_size: int = 512  # masks are refined on a copy of at most so many pixels a side, then enlarged
     soft: bool = False  # also write soft masks and slots: soft/*.safetensors
     coco: Literal['none', 'rle', 'polygons'] = 'none'  # also write coco.json; rle is exact, polygons have no holes
+    film: Literal['none', 'gif', 'mp4'] = (
+        'none'  # also write the overlays of each video or scene as films/NAME.gif or .mp4
+    )
     split: str = ''  # of data that has splits; empty: everything
     max_frames: int = 0  # frames of each video or scene; 0 is all
     skip_broken: bool = False  # leave out files that cannot be read, and report how many
@@ -81,7 +84,7 @@ def segment(
     show_progress: bool = True,
 ) -> dict:  # as of `slotnb.segment.folder.write_masks`
     "Write the masks of a dataset as the command does."
-    files = MaskFiles(c.soft, c.coco)
+    files = MaskFiles(c.soft, c.coco, film=c.film)
     segmenter, about = find_segmenter(c)
     settings = {k: getattr(c, k) for k in 'num_slots refine min_pixels work_size'.split()}
     later = dict(resize='', background='spread', shifts=1)  # recorded where they differ: older folders go on
@@ -106,13 +109,14 @@ def find_segmenter(
         return segmenter, dict(run='spectral', backbone=backbone.record)
     trained = load_run(c.run, c.allow_custom_code)
     segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, c.shifts, **options)
-    return segmenter, dict(run=digest(checkpoint_path(c.run)), backbone=trained.record)
+    about = dict(clips=True) if trained.config.mode == 'video' else {}  # labels hold for whole clips
+    return segmenter, dict(run=digest(checkpoint_path(c.run)), backbone=trained.record) | about
 
 # %% ../../nbs/commands/segment.ipynb #f61824d5
 GROUPS = dict(
     common='path out run num_slots resize device',
     masks='refine min_pixels background shifts work_size',
-    output='soft coco',
+    output='soft coco film',
     data='split max_frames skip_broken',
 )
 COMMANDS = dict(segment=(SegmentCommand, run, GROUPS))

@@ -23,7 +23,7 @@ from ..runs.inputs import open_split
 class State:
     "Everything that decides what the explorer shows."
 
-    view: str = 'scene'  # scene, runs or training
+    view: str = 'scene'  # scene, runs, training, or clip: a whole clip of a run of mode video
     run: str = ''  # name of the run; '' is the first
     compare: str = ''  # name of the run to compare with; '' is the second
     scene: int = 0  # from 0
@@ -38,7 +38,7 @@ class State:
     patch: int = -1  # selected patch, row by row; -1 is the center
     epoch: int = -1  # of the training view; -1 is the last
 
-    views, sources = ('scene', 'runs', 'training'), ('masks', 'attn', 'merged', 'refined')
+    views, sources = ('scene', 'runs', 'training', 'clip'), ('masks', 'attn', 'merged', 'refined')
 
     @classmethod
     def read(
