@@ -24,6 +24,7 @@ from ..formats.detect import has_no_splits, open_part
 from ..geometry import MiddleSquares
 from ..normalizer import LinearSpace, Moments, Normalizer
 from ..parts import make_part
+from ..processes import on_first
 from .checkpoints import checkpoint_path, load_into, load_tensors
 from .config import TrainConfig
 from .identity import read_about
@@ -105,12 +106,16 @@ class _WithMasks(Dataset):
         return sample
 
     def fingerprint(self, progress=True):
+        images, self.masks = on_first(self.digests, progress)
+        return images
+
+    def digests(self, progress):
         if type(self.data).fingerprint is not Dataset.fingerprint:  # of stored checksums, those of the masks included
-            return self.data.fingerprint(progress)
+            return self.data.fingerprint(progress), self.masks
         self.seen = []
         images = super().fingerprint(progress)
-        self.masks, self.seen = digest(self.seen), None
-        return images
+        masks, self.seen = digest(self.seen), None
+        return images, masks
 
 
 def _rows_by_scene(data):
@@ -271,7 +276,7 @@ NOT_OF_DATA = (  # settings that do not change what `prepare` returns
     'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
     'slot_init slot_std clip_length clip_stride carry predictor next_iters time_weight '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
-    'warmup_epochs num_epochs extended clip_norm train_precision engine seed'
+    'warmup_epochs num_epochs extended clip_norm train_precision engine seed micro_batch lr_rule warmup_samples compile'
 ).split()
 
 
