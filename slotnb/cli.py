@@ -76,6 +76,7 @@ def main(
 
 def _by_torchrun(name):
     "Mute all processes but the first. Returns an exit code for a command that is no work for several processes."
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # DDP has a warning for every run
     from slotnb.processes import by_torchrun, rank_of_torchrun
 
     if rank_of_torchrun():

@@ -160,7 +160,8 @@ def _index(folder, record, samples, shard_size, show_progress):
         return add_digests(folder, read_index(folder), show_progress)
     if shard_size < 1:
         raise SlotnbError(f'shard_size {shard_size} must be at least 1')
-    shard_size = min(shard_size, math.ceil(samples / size()))
+    if size() > 1:
+        shard_size = min(shard_size, math.ceil(samples / size()))
     shape = [samples, math.prod(record['grid']), record['dim']]
     return dict(shape=shape, shard_size=shard_size, dtype='float16', digests=True, record=record)
 

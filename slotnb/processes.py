@@ -77,21 +77,33 @@ def _gathered(x, total):
     return torch.cat(rows)
 
 
+class _Whole(nn.Module):
+    "Model and loss of the whole batch, as DDP needs them: it must see which parameters the loss does not reach."
+
+    def __init__(self, model, loss):
+        super().__init__()
+        self.model, self.loss = model, loss
+
+    def forward(self, feats, noise):
+        out = self.model(feats, share(noise))
+        out = type(out)(*(_gathered(x, len(noise)) for x in out))
+        with torch.autocast(feats.device.type, enabled=False):
+            terms = self.loss(out)
+        terms = terms if isinstance(terms, dict) else dict(loss=terms)
+        return {name: term if name == 'loss' else term.detach() for name, term in terms.items()}
+
+
 def together(
     model: nn.Module,  # of feats (b ...) and noise (b ...); returns a tuple of tensors (b ...) with names
-) -> Callable:  # of feats (p ...), the share of this process, and noise (b ...) of the whole batch
-    "A model whose output is that of all processes (Li et al. 2020 for the gradients). One process: `model` itself."
+    loss: Callable,  # of what `model` returns
+) -> tuple[Callable, Callable]:  # for `train_step`, of feats (p ...), the share of this process, and all noise (b ...)
+    "Model and loss of the whole batch of all processes, by DDP (Li et al. 2020). One process: as they are."
     if size() == 1:
-        return model
+        return model, loss
     device = next(model.parameters()).device
     ids = [device] if device.type == 'cuda' else None
-    spread = nn.parallel.DistributedDataParallel(model, device_ids=ids, static_graph=True)
-
-    def forward(feats, noise):
-        out = spread(feats, share(noise))
-        return type(out)(*(_gathered(x, len(noise)) for x in out))
-
-    return forward
+    whole = nn.parallel.DistributedDataParallel(_Whole(model, loss), device_ids=ids, find_unused_parameters=True)
+    return whole, lambda terms: terms
 
 # %% ../nbs/appendix/processes.ipynb #d6c83046
 class Follower:

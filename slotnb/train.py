@@ -187,7 +187,7 @@ def make_step(
     "The function that computes a training step: `train_step`, or the fast one where it was asked for and is available."
     loss, precision = make_loss(config), train_precision(config, next(model.parameters()).device)
     net, how = computed(model, config)
-    net, how = together(net), how + (f', {size()} processes' if size() > 1 else '')
+    (net, loss), how = together(net, loss), how + (f', {size()} processes' if size() > 1 else '')
 
     def step(feats, noise):
         return train_step(net, loss, opt, feats, noise, config.clip_norm, precision)

@@ -262,13 +262,13 @@ def check_memory(
     "Refuse a model that cannot fit. The estimate is low: slot attention's weights with moments, and its masks."
     slots, width, (_, n, d) = config.num_slots, config.slot_dim, shape
     weights = 4 * 4 * width * (6 * width + d)
-    masks = 4 * min(config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
+    masks = 4 * min(config.micro_batch or config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
     if memory is None:
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else math.inf
     if weights + masks > memory:
         raise SlotnbError(
             f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
-            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}'
+            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}, or give a micro_batch'
         )
 
 # %% ../../nbs/runs/inputs.ipynb #c3cb9a78
