@@ -151,7 +151,8 @@ ALLOWED = {
     'commands.flags': '',
     'commands.segment': 'core data evaluate formats.detect refine runs.checkpoints runs.config runs.inputs '
     'segment.folder segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts processes report runs.checkpoints '
+    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts processes report '
+    'runs.checkpoints '
     'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',

@@ -229,8 +229,8 @@ TRAIN = dict(
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',
     video='max_frames clip_length clip_stride carry predictor next_iters time_weight',
-    training='batch_size micro_batch lr lr_rule warmup_epochs warmup_samples optimizer clip_norm loss diversity_weight weight_init warm_start '
-    'val_fraction flip train_precision engine compile',
+    training='batch_size micro_batch lr lr_rule warmup_epochs warmup_samples optimizer clip_norm loss '
+    'diversity_weight weight_init warm_start val_fraction flip train_precision engine compile',
     hidden='extended',  # written by --extend
 )
 SWEEP = dict(

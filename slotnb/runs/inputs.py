@@ -268,7 +268,8 @@ def check_memory(
     if weights + masks > memory:
         raise SlotnbError(
             f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
-            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}, or give a micro_batch'
+            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}, '
+            'or give a micro_batch'
         )
 
 # %% ../../nbs/runs/inputs.ipynb #c3cb9a78
