@@ -19,17 +19,17 @@ from slotnb import train
 from slotnb.commands import runs
 from slotnb.processes import joined, rank
 
-steps, train_epoch = [0], train.train_epoch
+steps, train_step = [0], train.train_step
 
 
 def or_die(*args):
     steps[0] += 1
-    if rank() == 1 and steps[0] == 7:  # the third epoch of the second round
+    if rank() == 1 and steps[0] == 20:  # of 12 in a round: the second step of the third epoch
         os.kill(os.getpid(), signal.SIGKILL)
-    return train_epoch(*args)
+    return train_step(*args)
 
 
-train.train_epoch = or_die
+train.train_step = or_die
 with joined('cpu'):
     train.fit(runs.TrainConfig(**eval(sys.argv[1])), show_progress=False, save_every=0.0)
 """
@@ -73,7 +73,7 @@ def test_killed_and_resumed_with_one_process(tmp_path, few_scenes):
     settings = dict(zip((k.removeprefix('--') for k in SETTINGS[::2]), SETTINGS[1::2]))
     settings = {k: int(v) if v.isdecimal() and k != 'resolution' else v for k, v in settings.items()}
     one, several = (settings | dict(data_dir=str(few_scenes), save_dir=str(tmp_path / name)) for name in names)
-    fit = 'import sys; from slotnb.train import *; fit(TrainConfig(**eval(sys.argv[1])), False, 0.0)'
+    fit = 'import sys; from slotnb.train import TrainConfig, fit; fit(TrainConfig(**eval(sys.argv[1])), False, 0.0)'
     script = tmp_path / 'killed.py'
     script.write_text(KILLED)
     assert run([sys.executable, '-c', fit, repr(one)], tmp_path).returncode == 0
