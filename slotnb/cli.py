@@ -46,6 +46,8 @@ def main(
     "Entry point of the command `slotnb`."
     alone, args = args is None, list(sys.argv[1:] if args is None else args)
     name = args[0] if args else '--help'
+    if 'TORCHELASTIC_RUN_ID' in os.environ and (code := _by_torchrun(name)):
+        return code
     if name in ('-h', '--help', 'help', '--version'):
         from importlib.metadata import version  # it imports the package email
 
@@ -68,8 +70,30 @@ def main(
         if not (isinstance(e, KeyboardInterrupt) or _Interrupt.at):
             raise
         _Interrupt.set(signal.SIG_IGN)  # a second Ctrl-C, while the process ends
-        print(INTERRUPTED, file=sys.stderr)
+        print(INTERRUPTED, file=_voice(e))
         return 130
+
+
+def _by_torchrun(name):
+    "Mute all processes but the first. Returns an exit code for a command that is no work for several processes."
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # DDP has a warning for every run
+    from slotnb.processes import by_torchrun, rank_of_torchrun
+
+    if rank_of_torchrun():
+        sys.stdout = sys.stderr = open(os.devnull, 'w')
+    if not by_torchrun() or name == 'train' or name.startswith('-'):
+        return 0
+    print(f'slotnb: torchrun is for slotnb train; start slotnb {name} without it', file=sys.stderr)
+    return 2
+
+
+def _voice(e):
+    "Where to print an error: of several processes only one tells it."
+    if 'TORCHELASTIC_RUN_ID' not in os.environ:
+        return sys.stderr
+    from slotnb.processes import says
+
+    return sys.__stderr__ if says(e) else open(os.devnull, 'w')
 
 
 INTERRUPTED = 'slotnb: interrupted; the same command resumes from the last saved state'
@@ -77,7 +101,8 @@ INTERRUPTED = 'slotnb: interrupted; the same command resumes from the last saved
 
 def _while_loading(*_):
     "Nothing has begun, and an exception inside the import of a library gives a traceback of fifty lines."
-    os.write(2, f'{INTERRUPTED}\n'.encode())
+    if sys.stderr is sys.__stderr__:  # not a muted process
+        os.write(2, f'{INTERRUPTED}\n'.encode())
     os._exit(130)
 
 
@@ -149,18 +174,20 @@ def _explain(e):
     "Print one sentence and return the exit code, or raise what is a bug of slotnb."
     from slotnb.core import SlotnbError
 
+    voice = _voice(e)
     if isinstance(e, SlotnbError):
-        print(f'slotnb: {e}', file=sys.stderr)
+        print(f'slotnb: {e}', file=voice)
         return 2
     if isinstance(e, OSError) and e.errno in _OF_THE_MACHINE and e.filename:
         name = os.fsdecode(e.filename) if isinstance(e.filename, (str, bytes)) else str(e.filename)
         name = name if len(name) < 300 else f'{name[:100]}...{name[-100:]}'
-        print(f'slotnb: {name}: {e.strerror}; choose another path, or allow it and free some space', file=sys.stderr)
+        print(f'slotnb: {name}: {e.strerror}; choose another path, or allow it and free some space', file=voice)
         return 2
     if isinstance(e, RuntimeError) and 'home directory' in str(e):  # of pathlib
         print('slotnb: a path begins with ~ and a name that is no account here; write the path out', file=sys.stderr)
         return 2
     if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search(_NO_MEMORY, str(e)):
-        print('slotnb: the memory is not enough; lower the sizes, or use a machine with more', file=sys.stderr)
+        print('slotnb: the memory is not enough; lower the sizes, or use a machine with more', file=voice)
         return 2
+    sys.stderr = voice
     raise e

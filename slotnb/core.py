@@ -45,13 +45,32 @@ def generator(
     "A random generator that depends only on `key`: a resumed run draws the same numbers as an uninterrupted one."
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], 'little') >> 1)
 
+# %% ../nbs/00_core.ipynb #053d1ebc
+def by_torchrun() -> bool:
+    "Whether `torchrun` started this process as one of several."
+    return 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1
+
 # %% ../nbs/00_core.ipynb #cell-12
+def _gpu_of_process(device, gpus):
+    "The GPU with the number that a process has on its machine."
+    if device != 'cuda':
+        raise SlotnbError(f"device '{device}': by torchrun each process takes a GPU of its own; use 'cuda' or 'auto'")
+    if int(os.environ['LOCAL_WORLD_SIZE']) > gpus:
+        raise SlotnbError(
+            f'torchrun started {os.environ["LOCAL_WORLD_SIZE"]} processes on a machine with {gpus} GPUs; '
+            f"use --nproc_per_node {gpus}, or --device cpu"
+        )
+    return torch.device('cuda', int(os.environ['LOCAL_RANK']))
+
+
 def default_device(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
 ) -> torch.device:
-    "The device by name; 'auto' is CUDA if available, else the CPU."
+    "The device by name; 'auto' is CUDA if available, else the CPU. Each process of `torchrun` has its own GPU."
     if device == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device.startswith('cuda') and torch.cuda.is_available() and by_torchrun():
+        return _gpu_of_process(device, torch.cuda.device_count())
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise SlotnbError(f"device '{device}': this machine has no CUDA; use 'cpu' or 'auto'")
     if device == 'mps' and not torch.backends.mps.is_available():

@@ -17,7 +17,8 @@ ALLOWED = {
     'core': '',
     'data': 'core',
     'backbones': 'backbone_specs core custom_backbone geometry layouts parts tokens weights',
-    'features': 'backbones core data feature_shards',
+    'features': 'backbones core data feature_shards processes',
+    'processes': 'core',
     'normalizer': 'core geometry',
     'slot_attention': 'core',
     'decoder': 'core slot_attention',
@@ -27,7 +28,8 @@ ALLOWED = {
     'refine': 'core',
     'baselines': 'core',
     'diagnostics': 'core geometry losses metrics normalizer',
-    'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
+    'train': 'core diagnostics fast.step features geometry losses model parts processes refine runs.batch_size '
+    'runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
     'evaluate': 'runs.scored core data diagnostics features finer_grid geometry losses metrics model normalizer '
     'parts refine '
@@ -38,7 +40,8 @@ ALLOWED = {
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
     'runs.config': 'core geometry model normalizer parts slot_attention video.model weights',
-    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.checkpoints '
+    'runs.batch_size': 'core runs.config',
+    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts processes runs.checkpoints '
     'runs.config '
     'runs.identity video.batches video.clips',
     'runs.checkpoints': 'core model',
@@ -144,12 +147,13 @@ ALLOWED = {
     'runs.verify',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
-    'cli': 'commands.flags core',
+    'cli': 'commands.flags core processes',
     # commands
     'commands.flags': '',
     'commands.segment': 'core data evaluate formats.detect refine runs.checkpoints runs.config runs.inputs '
     'segment.folder segment.segmenter',
-    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts report runs.checkpoints '
+    'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts processes report '
+    'runs.checkpoints '
     'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',

@@ -17,6 +17,7 @@ from ..evaluate import evaluate, load_run
 from ..explorer.state import find_runs, find_scenes
 from ..formats.detect import open_dataset
 from ..parts import is_custom
+from ..processes import joined, on_first
 from ..report import build_report, load_runs
 from ..runs.checkpoints import checkpoint_path, load_tensors
 from ..runs.config import LETTERBOX, PRESETS, TrainConfig, preset
@@ -143,10 +144,13 @@ def _slots_in_use(run_dir, num_slots, collapse):
 
 
 def _train(c):
-    c = settled(c)
-    check_same_run(c.run_dir / 'config.json', config=asdict(c))  # before features are computed
-    data = prepare(c)
-    run_dir = fit(c, data=data)
+    with joined(c.device) as is_first:
+        c = on_first(settled, c)
+        check_same_run(c.run_dir / 'config.json', config=asdict(c))  # before features are computed
+        data = prepare(c)
+        run_dir = fit(c, data=data)
+    if not is_first:
+        return
     result = evaluate(run_dir, data=data, trust=True)  # the command line names the classes itself
     scores = {'ARI': 'ari', 'FG-ARI': 'fg_ari', 'mBO': 'mbo'}
     text = f"{c.run_dir / 'best_model.safetensors'}: best epoch {result['best_epoch'] + 1} of {c.num_epochs}, "
@@ -226,8 +230,8 @@ TRAIN = dict(
     slots='projection slot_attention slot_dim num_iters attn_temperature slot_init slot_std',
     decoder='decoder hidden_dim pos_std mask_temperature target',
     video='max_frames clip_length clip_stride carry predictor next_iters time_weight',
-    training='batch_size lr warmup_epochs optimizer clip_norm loss diversity_weight weight_init warm_start '
-    'val_fraction flip train_precision engine',
+    training='batch_size micro_batch lr lr_rule warmup_epochs warmup_samples optimizer clip_norm loss '
+    'diversity_weight weight_init warm_start val_fraction flip train_precision engine compile',
     hidden='extended',  # written by --extend
 )
 SWEEP = dict(

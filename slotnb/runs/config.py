@@ -119,9 +119,12 @@ class TrainConfig(FeatureSettings):
     loss: str = 'slots'  # slots (reconstruction and slot diversity), contrast or similarity (mode video), or your own
     diversity_weight: float = 0.0  # of the slot diversity term
     optimizer: str = 'adamw'  # adam, adamw, or your own, for example torch.optim:AdamW(weight_decay=0.1)
-    batch_size: int = 8  # images per step
+    batch_size: int = 8  # images per step, of all processes together
+    micro_batch: int = 0  # images in memory at a time, of each process: same step, a third slower; 0: the whole batch
     lr: float = 0.002  # peak learning rate
+    lr_rule: str = 'none'  # of lr: none, or times batch_size / 8 (linear) or the root of it (sqrt)
     warmup_epochs: int = 7  # linear warm-up, then cosine to zero
+    warmup_samples: int = 0  # the same in images, for large data sets; 0: warmup_epochs
     num_epochs: int = 45  # passes over the training scenes
     extended: str = ''  # epochs after which `slotnb train --extend` went on with a new cosine, such as 30 or 30,60
     clip_norm: float = 1.0  # largest gradient norm
@@ -136,9 +139,9 @@ class TrainConfig(FeatureSettings):
     val_fraction: float = 0.1  # share of the training scenes held out to choose the best checkpoint
     flip: bool = True  # mirror the patch grid of a random half of the training images
     train_precision: str = 'fp32'  # of training: fp32, bf16 (autocast), or auto: bf16 where the device has units for it
-    engine: str = (
-        'torch'  # torch, or fast: the same step with CUDA graphs or compiled CPU code, for built-in parts only
-    )
+    # torch, or fast: the same step with CUDA graphs or compiled CPU code, for built-in parts only
+    engine: str = 'torch'
+    compile: bool = False  # the model by torch.compile, which needs a C++ compiler and about a minute at the start
     seed: int = 0  # of weights, order and slots; the held-out scenes are the same for every seed
 
     def __post_init__(self):
@@ -147,6 +150,8 @@ class TrainConfig(FeatureSettings):
             for name in names.split():
                 if not is_valid(getattr(self, name)):
                     raise SlotnbError(f'{name} {getattr(self, name)!r} must be {what}')
+        if self.engine == 'fast' and (self.compile or self.micro_batch):
+            raise SlotnbError("engine 'fast' does not go with compile and micro_batch; use --engine torch")
         for name, known in LETTERBOX.items():
             if self.resize == 'letterbox' and getattr(self, name) not in known:
                 raise SlotnbError(
@@ -233,7 +238,7 @@ RULES = (
     ('num_iters next_iters rounds', lambda v: v <= 1000, 'at most 1000'),
     ('num_epochs warmup_epochs', lambda v: v <= 10**7, 'at most 10 million'),
     ('num_epochs batch_size slot_dim num_iters next_iters hidden_dim space_dim rounds', lambda v: v >= 1, 'at least 1'),
-    ('warmup_epochs max_frames clip_stride', lambda v: v >= 0, '0 or more'),
+    ('warmup_epochs warmup_samples micro_batch max_frames clip_stride', lambda v: v >= 0, '0 or more'),
     ('val_fraction', lambda v: 0 < v < 1, 'between 0 and 1'),
     ('extended', lambda v: re.fullmatch(r'(\d+(,\d+)*)?', v), 'numbers of epochs, separated by commas'),
     ('normalizer', *_one_of(*Normalizer.kinds, *LinearSpace.kinds, custom=True)),
@@ -250,6 +255,7 @@ RULES = (
     ('weight_init', *_one_of(*SlotAutoencoder.weight_inits)),
     ('train_precision', *_one_of('fp32', 'bf16', 'auto')),
     ('engine', *_one_of('torch', 'fast')),
+    ('lr_rule', *_one_of('none', 'linear', 'sqrt')),
 )
 
 # %% ../../nbs/runs/config.ipynb #c11b0a90
