@@ -37,7 +37,8 @@ ALLOWED = {
     'runs.config runs.executors '
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
-    'runs.config': 'core geometry model normalizer parts slot_attention video.model weights',
+    'runs.config': 'core geometry model normalizer parts runs.loggers slot_attention video.model weights',
+    'runs.loggers': 'core',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.checkpoints '
     'runs.config '
     'runs.identity video.batches video.clips',
@@ -52,7 +53,7 @@ ALLOWED = {
     'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config',
-    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
+    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.loggers runs.masks '
     'runs.owner runs.state video.collapse',
     'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',
     # fast: the one door for speed
@@ -141,6 +142,7 @@ ALLOWED = {
     'study': 'runs.scored core evaluate features geometry metrics model runs.config runs.folder runs.inputs '
     'sweep train runs.state '
     'runs.verify',
+    'label_free': 'core data diagnostics evaluate features geometry metrics refine',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
     'cli': 'commands.flags core',

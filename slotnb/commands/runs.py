@@ -218,7 +218,7 @@ def _sweep(c):
 
 
 TRAIN = dict(
-    common='data_dir save_dir backbone mode num_slots num_epochs resize seed device preset extend',
+    common='data_dir save_dir backbone mode num_slots num_epochs resize seed device logger preset extend',
     data='train_split test_split skip_broken',
     features='weights layer final_norm facet color resolution grid_size precision feature_std',
     space='normalizer space_dim rounds',

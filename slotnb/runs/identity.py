@@ -25,7 +25,7 @@ def versions() -> dict:  # library: version
     return dict(python=platform.python_version(), **{name: version(name) for name in libraries})
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
-MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
+MAY_CHANGE = ('save_dir', 'data_dir', 'device', 'logger')  # settings that may differ when a run is resumed
 _BEFORE = dict(  # what runs did before there was a setting
     resize='stretch', extended='', train_split='train', test_split='test', color=0.0, mode='still'
 )
