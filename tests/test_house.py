@@ -142,7 +142,10 @@ ALLOWED = {
     'study': 'runs.scored core evaluate features geometry metrics model runs.config runs.folder runs.inputs '
     'sweep train runs.state '
     'runs.verify',
-    'label_free': 'core data diagnostics evaluate features geometry metrics refine',
+    'label_free': 'core data diagnostics evaluate features geometry metrics refine runs.inputs runs.scored runs.state',
+    'search_space': 'core label_free runs.config runs.executors sweep',
+    'tune': 'core label_free runs.executors runs.owner runs.verify search_space sweep',
+    'hub': 'core evaluate runs.checkpoints runs.config runs.identity runs.inputs runs.shipped',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
     'cli': 'commands.flags core',
@@ -151,7 +154,8 @@ ALLOWED = {
     'commands.segment': 'core data evaluate formats.detect refine runs.checkpoints runs.config runs.inputs '
     'segment.folder segment.segmenter',
     'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts report runs.checkpoints '
-    'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
+    'runs.config runs.extend runs.identity runs.inputs segment.folder search_space sweep train tune',
+    'commands.publish': 'core hub',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }
