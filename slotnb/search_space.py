@@ -53,8 +53,9 @@ def trial_configs(
 ) -> list[TrainConfig]:  # one a seed
     "The runs of a trial. The same settings have the same folder, so nothing is trained twice."
     names = 'num_epochs data_dir resize train_split test_split'
-    same = {name: getattr(config, name) for name in names.split()} | parse_settings(config.set, config.notebook)
-    if both := [name for name in (*RANGES, *CHOICES) if name in parse_settings(config.set, config.notebook)]:
+    given = parse_settings(config.set, config.notebook)
+    same = {name: getattr(config, name) for name in names.split()} | given
+    if both := [name for name in (*RANGES, *CHOICES) if name in given]:
         raise SlotnbError(f"set '{both[0]}': use the flag --{both[0]}, with one value to fix it")
     params = {k: float(f'{v:.3g}') if isinstance(v, float) else v for k, v in params.items()}
     folder = Path(config.out_dir) / 'runs' / digest(params)[:10]

@@ -23,7 +23,7 @@ from .runs.executors import Execution, make_executor
 from .runs.owner import Owner
 from .runs.verify import write_table
 from .search_space import CHOICES, RANGES, TuneConfig, check_search, default_params, suggest, trial_configs
-from .sweep import data_digests, run_all
+from .sweep import data_digests, parse_settings, run_all
 
 # %% ../nbs/appendix/tune.ipynb #0e669b61
 _MAY_CHANGE = ('trials', *(f.name for f in fields(Execution)))  # when a search is resumed
@@ -204,8 +204,10 @@ def best_command(
         return ''
     best = rows.iloc[-1 if OBJECTIVES[config.objective] else 0]
     given = dict(backbone=backbone, data_dir=config.data_dir, num_epochs=config.num_epochs)
-    given |= {name: best[name] for name in (*RANGES, *CHOICES)} | dict(item.split('=', 1) for item in config.set)
-    words = [f'--{k}={v}' for k, v in given.items()]
+    given |= {name: best[name] for name in (*RANGES, *CHOICES)} | parse_settings(config.set, config.notebook)
+    names = ('resize', 'train_split', 'test_split')
+    given |= {k: getattr(config, k) for k in names if getattr(config, k) != getattr(TuneConfig(), k)}
+    words = [(f'--{k}' if v else f'--no_{k}') if isinstance(v, bool) else f'--{k}={v}' for k, v in given.items()]
     return ' '.join(['slotnb train', *map(shlex.quote, words), f'--save_dir={Path(config.out_dir) / "best"}'])
 
 

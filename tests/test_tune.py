@@ -44,7 +44,7 @@ def test_interrupted_and_resumed_is_as_uninterrupted(tmp_path, runs):
     assert len(whole) == 8 and set(whole.state) == {'COMPLETE', 'FAIL'}
     assert (whole.why[whole.state == 'FAIL'] == 'out of memory').all()
     assert whole.lr[0] == 0.002 and whole.normalizer[0] == 'lda'  # the default recipe
-    for stop in (3, 5):
+    for stop in (3, 2):
         until[0] = len(trained) + stop
         with pytest.raises(KeyboardInterrupt):
             tune(config_of(tmp_path / 'cut'), False)
