@@ -106,7 +106,8 @@ def claim(
 ) -> tuple[str, str]:  # the run's key; what has changed since it began, for the log
     "Write config.json, or check the one that is there; the engine that really ran is recorded."
     path = config.run_dir / 'config.json'
-    about = dict(config=asdict(config), backbone=data.record, data=data.digests)
+    settings = asdict(config) | dict(logger='')  # a run is read where its logger is not installed
+    about = dict(config=settings, backbone=data.record, data=data.digests)
     if not check_same_run(path, **about):
         signed, threads = signature(about['config']), torch.get_num_threads()
         about |= dict(versions=versions(), trained_with=[engine], threads=threads, signature=signed)

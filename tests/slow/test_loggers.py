@@ -3,6 +3,7 @@
 import signal
 import pandas as pd
 import pytest
+from slotnb.core import read_json
 from slotnb.runs.config import TrainConfig
 from slotnb.train import fit
 from test_train import SMALL, run
@@ -51,6 +52,7 @@ def test_a_resumed_run_logs_each_epoch_once(tmp_path, few_scenes):
             values, n = curve(folder, tag)
             assert n == len(table) == config.num_epochs
             assert [values[e] for e in table.epoch] == pytest.approx(table[column].tolist(), rel=1e-6)
+    assert read_json(config.run_dir / 'config.json')['config']['logger'] == ''
     before = {p: p.stat().st_mtime_ns for p in (first / 'tensorboard').iterdir()}
     fit(config, False)  # finished: nothing is written
     assert before == {p: p.stat().st_mtime_ns for p in (first / 'tensorboard').iterdir()}
