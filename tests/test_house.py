@@ -145,7 +145,7 @@ ALLOWED = {
     'label_free': 'core data diagnostics evaluate features geometry metrics refine runs.inputs runs.scored runs.state',
     'search_space': 'core label_free runs.config runs.executors sweep',
     'tune': 'core label_free runs.executors runs.owner runs.verify search_space sweep',
-    'hub': 'core evaluate runs.checkpoints runs.config runs.identity runs.inputs runs.shipped',
+    'hub': 'core evaluate parts runs.checkpoints runs.config runs.identity runs.inputs runs.shipped',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
     'cli': 'commands.flags core',
