@@ -42,7 +42,8 @@ def _readme(card, about, config, license, name):
     text += ['', 'Settings that differ from the defaults:', '', *_recipe(config), '', '## Use', '']
     text += ['```python', 'from slotnb.evaluate import load_run', '', f"run = load_run('{name}')"]
     text += ["result = run.segment('photo.jpg')", "result.save('masks')", '```', '']
-    text += ['Loading reads safetensors and JSON; nothing is unpickled, and no code is taken from this repository.', '']
+    safe = 'Loading reads safetensors and JSON. Nothing is unpickled, and no code is imported from this repository.'
+    text += [safe, '']
     if own := [f'`{k}` {config[k]}' for k in PARTS if is_custom(config[k])]:
         text += [
             f'The run needs code of its author, {", ".join(own)}: install it, read it, and load with `trust=True`.',
