@@ -53,8 +53,8 @@ ALLOWED = {
     'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config',
-    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.loggers runs.masks '
-    'runs.owner runs.state video.collapse',
+    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.loggers '
+    'runs.masks runs.owner runs.state video.collapse',
     'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',

@@ -1,4 +1,4 @@
-"A run of the hub: which files are asked for, what is refused. No hub is needed; the upload is in nbs/appendix/hub.ipynb."
+"A run of the hub: which files are asked for, what is refused. The upload is tested in nbs/appendix/hub.ipynb."
 
 import shutil
 import huggingface_hub

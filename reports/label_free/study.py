@@ -1,8 +1,9 @@
 """Which measure without labels ranks runs as mBO does? Settings drawn from the space of `slotnb tune`, three seeds.
 
 `python reports/label_free/study.py` trains the runs on the 60 committed training scenes, with the default recipe's
-number of epochs and 16x16 patches (224 px). It measures each run without labels, on the training scenes as `slotnb tune` does and on 40 scenes
-that `slotnb render --split validation --scenes 40 --seed 24 --samples 16` renders, and scores its masks on these 40.
+number of epochs and 16x16 patches (224 px). It measures each run without labels, on the training scenes as `slotnb
+tune` does and on 40 scenes that `slotnb render --split validation --scenes 40 --seed 24 --samples 16` renders, and
+scores its masks on these 40.
 Nothing was chosen on these scenes, and the test scenes are not used. It writes runs.csv (one row a run) and seeds.csv
 (one row a setting: agreement of its seeds) beside this file; finished runs are kept, so the same command resumes, and
 `--collect` writes the tables of what is finished.

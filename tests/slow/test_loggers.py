@@ -20,7 +20,7 @@ def curve(folder, tag):
 
 
 def wandb_records(path):
-    "Records of an offline run. The file is a log of LevelDB: chunks of blocks of 32 KiB, each with a header of 7 bytes."
+    "Records of an offline run. The file is a log of LevelDB: chunks in blocks of 32 KiB, each with a header."
     from wandb.proto.wandb_internal_pb2 import Record
 
     data, at, text, found = path.read_bytes(), 7, b'', []  # 7: the header of the file
