@@ -177,7 +177,7 @@ class TrainConfig(FeatureSettings):
         )
 
     def check_parts(self):
-        "Import the classes and loggers of the settings, so that a wrong name is reported before any feature is computed."
+        "Import classes and loggers of the settings, so that a wrong name is reported before any feature is computed."
         check_loggers(self.logger)
         for name in PARTS:
             if is_custom(getattr(self, name)):
