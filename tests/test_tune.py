@@ -5,6 +5,7 @@ import sys
 import pandas as pd
 import pytest
 from conftest import DATA, ROOT
+from slotnb import label_free
 from slotnb import tune as module
 from slotnb.core import SlotnbError
 from slotnb.search_space import TuneConfig
@@ -101,3 +102,13 @@ def test_a_folder_in_use_is_refused(tmp_path, runs):
 
     with Owner(tmp_path / 'out'), pytest.raises(SlotnbError, match='is in use by process'):
         tune(config_of(tmp_path / 'out'), False)
+
+
+def test_objectives_of_a_trained_run(monkeypatch):
+    monkeypatch.setattr(label_free, 'MOST_IMAGES', 4)
+    monkeypatch.chdir(ROOT)  # the shipped model names its data relative to the repository
+    values = {name: label_free.run_value(name, ['movi_a', 'movi_a']) for name in ('seeds', 'refined', 'mbo')}
+    assert values['seeds'] == 1  # a run agrees with itself
+    assert 0.6 < values['refined'] < 1 and 0.5 < values['mbo'] < 1
+    with pytest.raises(SlotnbError, match='two seeds or more'):
+        label_free.run_value('seeds', ['movi_a'])
