@@ -39,7 +39,8 @@ ALLOWED = {
     'runs.config runs.executors '
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
-    'runs.config': 'core geometry model normalizer parts slot_attention video.model weights',
+    'runs.config': 'core geometry model normalizer parts runs.loggers slot_attention video.model weights',
+    'runs.loggers': 'core',
     'runs.batch_size': 'core runs.config',
     'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts processes runs.checkpoints '
     'runs.config '
@@ -55,8 +56,8 @@ ALLOWED = {
     'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
     'runs.identity': 'core parts runs.config runs.owner',
-    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
-    'runs.owner runs.state video.collapse',
+    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.loggers '
+    'runs.masks runs.owner runs.state video.collapse',
     'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',
@@ -145,6 +146,10 @@ ALLOWED = {
     'study': 'runs.scored core evaluate features geometry metrics model runs.config runs.folder runs.inputs '
     'sweep train runs.state '
     'runs.verify',
+    'label_free': 'core data diagnostics evaluate features geometry metrics refine runs.inputs runs.scored runs.state',
+    'search_space': 'core label_free runs.config runs.executors sweep',
+    'tune': 'core label_free runs.executors runs.owner runs.verify search_space sweep',
+    'hub': 'core evaluate parts runs.checkpoints runs.config runs.identity runs.inputs runs.shipped',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
     'cli': 'commands.flags core processes',
@@ -154,7 +159,8 @@ ALLOWED = {
     'segment.folder segment.segmenter',
     'commands.runs': 'core evaluate explorer.server explorer.state formats.detect parts processes report '
     'runs.checkpoints '
-    'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
+    'runs.config runs.extend runs.identity runs.inputs segment.folder search_space sweep train tune',
+    'commands.publish': 'core hub',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }

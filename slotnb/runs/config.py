@@ -15,6 +15,7 @@ from ..geometry import RESIZES, check_resize
 from ..model import DECODERS, PROJECTIONS, SLOT_ATTENTIONS, SLOT_INITS, SlotAutoencoder
 from ..normalizer import LinearSpace, Normalizer
 from ..parts import PARTS, is_custom, load_class, parse_part, part_text
+from .loggers import check_loggers, logger_names
 from ..video.model import SlotPredictor, SlotVideo
 from ..weights import file_stem
 
@@ -143,9 +144,11 @@ class TrainConfig(FeatureSettings):
     engine: str = 'torch'
     compile: bool = False  # the model by torch.compile, which needs a C++ compiler and about a minute at the start
     seed: int = 0  # of weights, order and slots; the held-out scenes are the same for every seed
+    logger: str = ''  # tensorboard, wandb, or both with a comma, beside metrics.csv; may change when a run is resumed
 
     def __post_init__(self):
         super().__post_init__()
+        logger_names(self.logger)
         for names, is_valid, what in RULES:
             for name in names.split():
                 if not is_valid(getattr(self, name)):
@@ -179,7 +182,8 @@ class TrainConfig(FeatureSettings):
         )
 
     def check_parts(self):
-        "Import the classes that the settings name, so that a wrong name is reported before any feature is computed."
+        "Import classes and loggers of the settings, so that a wrong name is reported before any feature is computed."
+        check_loggers(self.logger)
         for name in PARTS:
             if is_custom(getattr(self, name)):
                 load_class(getattr(self, name))

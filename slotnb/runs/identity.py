@@ -26,7 +26,7 @@ def versions() -> dict:  # library: version
     return dict(python=platform.python_version(), **{name: version(name) for name in libraries})
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
-MAY_CHANGE = ('save_dir', 'data_dir', 'device', 'micro_batch')  # settings that may differ when a run is resumed
+MAY_CHANGE = ('save_dir', 'data_dir', 'device', 'micro_batch', 'logger')  # may differ when a run is resumed
 _BEFORE = dict(  # what runs did before there was a setting
     resize='stretch', extended='', train_split='train', test_split='test', color=0.0, mode='still'
 )
@@ -106,7 +106,8 @@ def claim(
 ) -> tuple[str, str]:  # the run's key; what has changed since it began, for the log
     "Write config.json, or check the one that is there; the engine that really ran is recorded."
     path = config.run_dir / 'config.json'
-    about = dict(config=asdict(config), backbone=data.record, data=data.digests)
+    settings = asdict(config) | dict(logger='')  # a run is read where its logger is not installed
+    about = dict(config=settings, backbone=data.record, data=data.digests)
     if not check_same_run(path, **about):
         signed, threads = signature(about['config']), torch.get_num_threads()
         about |= dict(versions=versions(), trained_with=[engine], threads=threads, signature=signed)

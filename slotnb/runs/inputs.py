@@ -277,7 +277,8 @@ NOT_OF_DATA = (  # settings that do not change what `prepare` returns
     'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
     'slot_init slot_std clip_length clip_stride carry predictor next_iters time_weight '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
-    'warmup_epochs num_epochs extended clip_norm train_precision engine seed micro_batch lr_rule warmup_samples compile'
+    'warmup_epochs num_epochs extended clip_norm train_precision engine seed micro_batch lr_rule warmup_samples compile '
+    'logger'
 ).split()
 
 
