@@ -67,9 +67,7 @@ class FeatureSettings:
             if isinstance(v, str) and re.search('[\0\ud800-\udfff]', v):
                 raise SlotnbError(f'{f.name} {v!r} must be text in UTF-8 without a NUL character')
         if not self.train_split or not self.test_split or self.train_split == self.test_split:
-            raise SlotnbError(
-                f'train_split {self.train_split!r} and test_split {self.test_split!r} must be two parts of the data'
-            )
+            raise SlotnbError(f'train_split {self.train_split!r} and test_split {self.test_split!r} must be two parts')
         for name in ('resolution', 'grid_size'):
             if any(len(n) > 4 or int(n) > MAX_SIDE for n in re.findall(r'[0-9]+', getattr(self, name))):
                 raise SlotnbError(f'{name} {getattr(self, name)} must be at most {MAX_SIDE} a side')
@@ -121,7 +119,7 @@ class TrainConfig(FeatureSettings):
     diversity_weight: float = 0.0  # of the slot diversity term
     optimizer: str = 'adamw'  # adam, adamw, or your own, for example torch.optim:AdamW(weight_decay=0.1)
     batch_size: int = 8  # images per step, of all processes together
-    micro_batch: int = 0  # images in memory at a time, of each process: same step, a third slower; 0: the whole batch
+    micro_batch: int = 0  # images in memory at a time, of each process: the same step, slower; 0: the whole batch
     lr: float = 0.002  # peak learning rate
     lr_rule: str = 'none'  # of lr: none, or times batch_size / 8 (linear) or the root of it (sqrt)
     warmup_epochs: int = 7  # linear warm-up, then cosine to zero
@@ -132,16 +130,14 @@ class TrainConfig(FeatureSettings):
     mode: str = 'still'  # still, or video: slots are carried from frame to frame; needs max_frames other than 1
     clip_length: int = 4  # frames of a chunk of a clip in training
     clip_stride: int = 0  # frames from one frame of a chunk to the next; 0: drawn for each chunk
-    # what a slot carries: cell (the mean normalized input of its patches) or hidden (the output of slot attention)
-    carry: str = 'cell'
+    carry: str = 'cell'  # by a slot: cell (mean normalized input of its patches), hidden (output of slot attention)
     predictor: str = 'identity'  # of the next frame's slots: identity (begins as it), xavier (random weights) or none
     next_iters: int = 1  # iterations of slot attention after the first frame
     time_weight: float = 0.5  # of the term over time, of the losses contrast and similarity
     val_fraction: float = 0.1  # share of the training scenes held out to choose the best checkpoint
     flip: bool = True  # mirror the patch grid of a random half of the training images
     train_precision: str = 'fp32'  # of training: fp32, bf16 (autocast), or auto: bf16 where the device has units for it
-    # torch, or fast: the same step with CUDA graphs or compiled CPU code, for built-in parts only
-    engine: str = 'torch'
+    engine: str = 'torch'  # torch, or fast: the same step by CUDA graphs or compiled CPU code, for built-in parts only
     compile: bool = False  # the model by torch.compile, which needs a C++ compiler and about a minute at the start
     seed: int = 0  # of weights, order and slots; the held-out scenes are the same for every seed
     logger: str = ''  # tensorboard, wandb, or both with a comma, beside metrics.csv; may change when a run is resumed
@@ -177,9 +173,8 @@ class TrainConfig(FeatureSettings):
     def run_dir(self) -> Path:
         "The folder of the run."
         stem = file_stem(self.backbone)
-        return Path(self.save_dir).expanduser() / (
-            re.sub(r'[^\w.-]+', '_', stem).strip('_') if is_custom(self.backbone) else stem
-        )
+        name = re.sub(r'[^\w.-]+', '_', stem).strip('_') if is_custom(self.backbone) else stem
+        return Path(self.save_dir).expanduser() / name
 
     def check_parts(self):
         "Import classes and loggers of the settings, so that a wrong name is reported before any feature is computed."
