@@ -184,6 +184,6 @@ def refuse_missing(
             lost = next(i for i in range(int(total)) if i not in found)
             lost = f'{name}-{lost:0{next(iter(found.values()))}}-of-{total}{end}'
             raise SlotnbError(
-                f'{folder} is incomplete: {len(found)} of {int(total)} files are there, {lost} is missing; fetch it too, '
+                f'{folder} is incomplete: {len(found)} of {int(total)} files are there, {lost} is missing; fetch it, '
                 'or name those that are to be read'
             )
