@@ -23,7 +23,9 @@ COMMANDS = dict(  # name: module of `slotnb.commands`, and what the command does
     mask_head=('runs', 'train a mask head on the masks of a run: segments that slots merged, split or lost'),
     explore=('runs', 'look at runs in a browser: scenes, masks, sliders'),
     sweep=('runs', 'train several backbones, normalizers and seeds'),
+    tune=('runs', 'search settings for a backbone, without labels'),
     report=('runs', 'the TA report of the runs of a sweep, one HTML page'),
+    publish=('publish', 'a run as a model for others: a folder, or the Hugging Face hub'),
     features=('data', 'compute features, print their statistics, or write the feature card'),
     data=('data', 'describe a dataset, or convert it to another format'),
     render=('data', 'render scenes of metal and rubber objects with exact masks'),
@@ -47,6 +49,8 @@ def main(
     "Entry point of the command `slotnb`."
     alone, args = args is None, list(sys.argv[1:] if args is None else args)
     name = args[0] if args else '--help'
+    if 'TORCHELASTIC_RUN_ID' in os.environ and (code := _by_torchrun(name)):
+        return code
     if name in ('-h', '--help', 'help', '--version'):
         from importlib.metadata import version  # it imports the package email
 
@@ -69,8 +73,30 @@ def main(
         if not (isinstance(e, KeyboardInterrupt) or _Interrupt.at):
             raise
         _Interrupt.set(signal.SIG_IGN)  # a second Ctrl-C, while the process ends
-        print(INTERRUPTED, file=sys.stderr)
+        print(INTERRUPTED, file=_voice(e))
         return 130
+
+
+def _by_torchrun(name):
+    "Mute all processes but the first. Returns an exit code for a command that is no work for several processes."
+    os.environ.setdefault('TORCH_CPP_LOG_LEVEL', 'ERROR')  # DDP has a warning for every run
+    from slotnb.processes import by_torchrun, rank_of_torchrun
+
+    if rank_of_torchrun():
+        sys.stdout = sys.stderr = open(os.devnull, 'w')
+    if not by_torchrun() or name == 'train' or name.startswith('-'):
+        return 0
+    print(f'slotnb: torchrun is for slotnb train; start slotnb {name} without it', file=sys.stderr)
+    return 2
+
+
+def _voice(e):
+    "Where to print an error: of several processes only one tells it."
+    if 'TORCHELASTIC_RUN_ID' not in os.environ:
+        return sys.stderr
+    from slotnb.processes import says
+
+    return sys.__stderr__ if says(e) else open(os.devnull, 'w')
 
 
 INTERRUPTED = 'slotnb: interrupted; the same command resumes from the last saved state'
@@ -78,7 +104,8 @@ INTERRUPTED = 'slotnb: interrupted; the same command resumes from the last saved
 
 def _while_loading(*_):
     "Nothing has begun, and an exception inside the import of a library gives a traceback of fifty lines."
-    os.write(2, f'{INTERRUPTED}\n'.encode())
+    if sys.stderr is sys.__stderr__:  # not a muted process
+        os.write(2, f'{INTERRUPTED}\n'.encode())
     os._exit(130)
 
 
@@ -150,15 +177,20 @@ def _explain(e):
     "Print one sentence and return the exit code, or raise what is a bug of slotnb."
     from slotnb.core import SlotnbError
 
+    voice = _voice(e)
     if isinstance(e, SlotnbError):
-        print(f'slotnb: {e}', file=sys.stderr)
+        print(f'slotnb: {e}', file=voice)
         return 2
     if isinstance(e, OSError) and e.errno in _OF_THE_MACHINE and e.filename:
         name = os.fsdecode(e.filename) if isinstance(e.filename, (str, bytes)) else str(e.filename)
         name = name if len(name) < 300 else f'{name[:100]}...{name[-100:]}'
-        print(f'slotnb: {name}: {e.strerror}; choose another path, or allow it and free some space', file=sys.stderr)
+        print(f'slotnb: {name}: {e.strerror}; choose another path, or allow it and free some space', file=voice)
+        return 2
+    if isinstance(e, RuntimeError) and 'home directory' in str(e):  # of pathlib
+        print('slotnb: a path begins with ~ and a name that is no account here; write the path out', file=sys.stderr)
         return 2
     if isinstance(e, MemoryError) or isinstance(e, RuntimeError) and re.search(_NO_MEMORY, str(e)):
-        print('slotnb: the memory is not enough; lower the sizes, or use a machine with more', file=sys.stderr)
+        print('slotnb: the memory is not enough; lower the sizes, or use a machine with more', file=voice)
         return 2
+    sys.stderr = voice
     raise e

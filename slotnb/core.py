@@ -7,6 +7,7 @@ __all__ = ['SlotnbError', 'need_extra', 'generator', 'default_device', 'has_bf16
            'digest', 'cache_dir', 'check_shape', 'batches']
 
 # %% ../nbs/00_core.ipynb #cell-2
+import difflib
 import errno
 import hashlib
 import importlib
@@ -44,13 +45,32 @@ def generator(
     "A random generator that depends only on `key`: a resumed run draws the same numbers as an uninterrupted one."
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], 'little') >> 1)
 
+# %% ../nbs/00_core.ipynb #053d1ebc
+def by_torchrun() -> bool:
+    "Whether `torchrun` started this process as one of several."
+    return 'TORCHELASTIC_RUN_ID' in os.environ and int(os.environ.get('WORLD_SIZE', 1)) > 1
+
 # %% ../nbs/00_core.ipynb #cell-12
+def _gpu_of_process(device, gpus):
+    "The GPU with the number that a process has on its machine."
+    if device != 'cuda':
+        raise SlotnbError(f"device '{device}': by torchrun each process takes a GPU of its own; use 'cuda' or 'auto'")
+    if int(os.environ['LOCAL_WORLD_SIZE']) > gpus:
+        raise SlotnbError(
+            f'torchrun started {os.environ["LOCAL_WORLD_SIZE"]} processes on a machine with {gpus} GPUs; '
+            f"use --nproc_per_node {gpus}, or --device cpu"
+        )
+    return torch.device('cuda', int(os.environ['LOCAL_RANK']))
+
+
 def default_device(
     device: str = 'auto',  # 'auto', 'cpu', 'cuda', 'cuda:1', 'mps' ...
 ) -> torch.device:
-    "The device by name; 'auto' is CUDA if available, else the CPU."
+    "The device by name; 'auto' is CUDA if available, else the CPU. Each process of `torchrun` has its own GPU."
     if device == 'auto':
-        return torch.device('cuda' if torch.cuda.is_available() else 'cpu')
+        device = 'cuda' if torch.cuda.is_available() else 'cpu'
+    if device.startswith('cuda') and torch.cuda.is_available() and by_torchrun():
+        return _gpu_of_process(device, torch.cuda.device_count())
     if device.startswith('cuda') and not torch.cuda.is_available():
         raise SlotnbError(f"device '{device}': this machine has no CUDA; use 'cpu' or 'auto'")
     if device == 'mps' and not torch.backends.mps.is_available():
@@ -138,12 +158,45 @@ def cannot_read(
         f"{path} {why.get(error.errno) or f'cannot be read ({error.strerror or error}); copy or fetch it again'}"
     )
 
+# %% ../nbs/00_core.ipynb #ca2b3bb4
+def read_text(
+    path: str | Path,  # a file in UTF-8
+) -> str:
+    "The text of a file. `SlotnbError` if it cannot be opened or is no text."
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
+        raise SlotnbError(f'{path} is no regular file; put the file itself there')
+    try:
+        return Path(path).read_text(encoding='utf8')
+    except OSError as e:
+        raise cannot_read(path, e) from None
+    except UnicodeDecodeError as e:
+        raise SlotnbError(f'{path} is no text in UTF-8 ({one_line(e)}); save it as UTF-8') from None
+
 # %% ../nbs/00_core.ipynb #cff1c04d
 def one_line(
     error: Exception,
 ) -> str:  # at most 200 characters
     "The message of an exception in one line."
     return ' '.join(f'{error or type(error).__name__}'.split())[:200]
+
+# %% ../nbs/00_core.ipynb #e0ffabfe
+def no_such_path(
+    path: str | Path,  # given by the user
+    what: str,  # the field that it was given for
+    remedy: str,
+) -> SlotnbError:  # for the caller to raise
+    "The error for a path that does not exist: what does exist, and which names there are like it."
+    path, near = Path(path), []
+    there = next((p for p in path.absolute().parents if p.is_dir()), path.absolute())
+    missing = path.absolute().relative_to(there).parts[0]
+    try:
+        near = difflib.get_close_matches(missing, os.listdir(there), 3)
+    except OSError:  # may not be listed
+        pass
+    if near:
+        given = path.parts[: len(path.parts) - len(path.absolute().relative_to(there).parts)]
+        remedy = f"did you mean {' or '.join(repr(str(Path(*given, name))) for name in near)}?"
+    return SlotnbError(f"{what} '{path}' does not exist; {remedy}")
 
 # %% ../nbs/00_core.ipynb #cell-17
 def write_json(
@@ -152,23 +205,23 @@ def write_json(
     indent: int | None = 1,  # None writes one line
 ):
     "Write `obj` as JSON, atomically."
+    try:
+        text = json.dumps(obj, indent=indent, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # half of a surrogate pair: a name that is no UTF-8
+        text = json.dumps(obj, indent=indent).encode()
     with atomic_path(path) as tmp:
-        tmp.write_text(json.dumps(obj, indent=indent, ensure_ascii=False) + '\n')
+        tmp.write_bytes(text + b'\n')
 
 
 def read_json(
     path: str | Path,  # file to read
 ):
     "Read a JSON file; `SlotnbError` if it is missing or not valid JSON."
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
-        raise SlotnbError(f'{path} is no regular file; put the file itself there')
     try:
-        return json.loads(Path(path).read_text())
-    except OSError as e:
-        raise cannot_read(path, e) from None
+        return json.loads(read_text(path))
     except RecursionError:
         raise SlotnbError(f'{path} is not valid JSON (nested too deeply)') from None
-    except ValueError as e:  # also no text, and integers of thousands of digits
+    except ValueError as e:  # also integers of thousands of digits
         raise SlotnbError(f'{path} is not valid JSON ({e})') from None
 
 # %% ../nbs/00_core.ipynb #cell-20

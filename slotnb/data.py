@@ -56,7 +56,7 @@ def open_image(
         why = e
     except (SyntaxError, ValueError, EOFError, struct.error) as e:
         why = e
-    raise SlotnbError(f'{path} cannot be read ({why}); is it truncated? Fetch or render it again')
+    raise SlotnbError(f'{path} cannot be read ({why}); is it truncated? Fetch it again, or use skip_broken')
 
 
 def _num_pictures(im):

@@ -69,6 +69,8 @@ def map_shard(
 ) -> Tensor:  # (s n d) half precision, read from disk where it is indexed
     "A shard as a memory-mapped tensor. `SlotnbError` if it is damaged, was changed or belongs elsewhere."
     try:
+        if path.exists() and not path.is_file():  # a pipe would wait for ever
+            raise OSError('it is no regular file')
         with safe_open(path, 'pt') as f:
             feats, about = f.get_tensor('feats'), f.metadata() or {}
         if tuple(feats.shape) != shape or feats.dtype != torch.half:

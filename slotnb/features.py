@@ -22,6 +22,7 @@ from .backbones import ViTBackbone
 from .core import SlotnbError, batches, cache_dir, delete_leftovers, digest, write_json
 from .data import Dataset
 from .feature_shards import add_digests, map_shard, read_index, shard_files, write_shard
+from .processes import on_first, rank, size, wait_for_all
 
 # %% ../nbs/03_features.ipynb #cell-12
 def feature_key(
@@ -140,25 +141,27 @@ def extract(
     num_workers: int | None = None,  # processes that decode images; None: 0 on the CPU, else one per core, at most 8
     shard_size: int = 256,  # samples per file; an existing cache keeps its own
 ) -> Features:
-    "Patch tokens of all images, read from the cache; missing shards are computed."
+    "Patch tokens of all images, read from the cache; missing shards are computed, by several processes in turns."
     folder = Path(cache or cache_dir() / 'features') / feature_key(backbone, dataset, show_progress)
-    index = (
-        add_digests(folder, read_index(folder), show_progress)
-        if (folder / 'index.json').exists()
-        else _new_index(backbone.record, len(dataset), shard_size)
-    )
-    missing = [shard for shard in shard_files(folder, index) if not shard[0].exists()]
+    index = on_first(_index, folder, backbone.record, len(dataset), shard_size, show_progress)
+    missing = [shard for shard in shard_files(folder, index)[rank() :: size()] if not shard[0].exists()]
     speed = (
         _fill(folder, index, missing, backbone, dataset, batch_size, num_workers, show_progress) if missing else None
     )
+    wait_for_all()
     feats = Features(folder)
     feats.images_per_second = speed
     return feats
 
 # %% ../nbs/03_features.ipynb #cell-20
-def _new_index(record, samples, shard_size):
+def _index(folder, record, samples, shard_size, show_progress):
+    "The index of a cache that is there, or of a new one, with a shard for each process at least."
+    if (folder / 'index.json').exists():
+        return add_digests(folder, read_index(folder), show_progress)
     if shard_size < 1:
         raise SlotnbError(f'shard_size {shard_size} must be at least 1')
+    if size() > 1:
+        shard_size = min(shard_size, math.ceil(samples / size()))
     shape = [samples, math.prod(record['grid']), record['dim']]
     return dict(shape=shape, shard_size=shard_size, dtype='float16', digests=True, record=record)
 
@@ -247,9 +250,10 @@ def gather(
 def flip_images(
     feats: Tensor,  # (b n d) patch tokens, row by row over the grid, or (b t n d) of clips
     grid: tuple[int, int],  # (h, w)
-    generator: torch.Generator | None = None,  # on the CPU
+    generator: torch.Generator | Tensor | None = None,  # on the CPU, or (b) drawn with it, uniform in [0, 1)
 ) -> Tensor:  # as `feats`
     "Mirror the patch grid, left to right, of a random half of the images, or of the clips."
-    chosen = (torch.rand(len(feats), generator=generator) < 0.5).to(feats.device)
+    drawn = generator if isinstance(generator, Tensor) else torch.rand(len(feats), generator=generator)
+    chosen = (drawn < 0.5).to(feats.device)
     mirrored = feats.unflatten(-2, grid).flip(-2).flatten(-3, -2)
     return torch.where(chosen.view(-1, *[1] * (feats.ndim - 1)), mirrored, feats)

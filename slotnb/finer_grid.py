@@ -29,8 +29,8 @@ class ShiftedBackbone:
                 f'a grid of {backbone.grid[0]}x{backbone.grid[1]} patches is resampled and cannot be shifted; '
                 "use grid_size 'native'"
             )
-        if factor < 1:
-            raise SlotnbError(f'shifts {factor} must be at least 1')
+        if not 1 <= factor <= 8:
+            raise SlotnbError(f'shifts {factor} must be 1 to 8')
         self.backbone, self.factor, self.dim, self.device = backbone, factor, backbone.dim, backbone.device
         self.grid = factor * backbone.grid[0], factor * backbone.grid[1]
 

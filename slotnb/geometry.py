@@ -122,6 +122,7 @@ class MiddleSquares(Dataset):
         super().__init__(dataset.root, dataset.entries)
         self.dataset, self.kind, self.has_ground_truth = dataset, dataset.kind, dataset.has_ground_truth
         self.unread, self.skipped = dataset.unread, dataset.skipped
+        self.times = getattr(dataset, 'times', {})  # of the frames of video files
 
     @property
     def remarks(self) -> tuple[str, ...]:

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['BACKGROUND_RULES', 'guided_filter', 'split_components', 'watershed_edges', 'background_slot', 'segment_labels',
-           'merge_slots', 'refine_masks']
+           'merge_slots', 'floor_first', 'pixel_slots', 'refine_masks']
 
 # %% ../nbs/10_refine.ipynb #cell-2
 import math
@@ -164,7 +164,55 @@ def merge_slots(
         masks[a] += masks[b]
         masks[b] = 0
 
+
+def floor_first(
+    masks: torch.Tensor,  # (k n) of a frame
+    grid: tuple[int, int],  # (h, w) of the patch grid
+    rule: str = 'spread',  # of `background_slot`
+) -> torch.Tensor:  # (k n)
+    "Exchange row 0 and the row of the background, so that frames of a clip have it under one number."
+    floor, masks = background_slot(masks, grid, rule=rule), masks.clone()
+    if floor:
+        masks[[0, floor]] = masks[[floor, 0]]
+    return masks
+
 # %% ../nbs/10_refine.ipynb #cell-12
+def _on_grid(masks, grid):
+    "Masks as floats, and their grid (h, w). `SlotnbError` for a wrong grid or NaN."
+    masks = torch.as_tensor(masks).float()
+    n = masks.shape[1]
+    h, w = grid or (math.isqrt(n),) * 2
+    if h * w != n:
+        raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
+    check_finite(masks)
+    return masks, (h, w)
+
+
+def pixel_slots(
+    image: np.ndarray,  # (h w 3) uint8
+    masks: torch.Tensor | np.ndarray,  # (k n) soft masks on the patch grid
+    radius: int = 8,  # of the guided filter's window, in pixels
+    eps: float = 1e-3,  # of the guided filter, as a variance of colors from 0 to 1
+    grid: tuple[int, int] | None = None,  # (h, w) of the patch grid, h*w = n; None for a square grid
+    sharpen: float = 3.0,  # power of the masks before they are upsampled
+    watershed: int = 0,  # `width` of `watershed_edges` after the guided filter, in pixels; 0: without
+    kept: int = 0,  # a slot that takes part even if its mask is zero
+) -> np.ndarray:  # (h w) ints, rows of `masks`
+    "Upsample soft masks and align them with edges. `SlotnbError` for a wrong grid or NaN."
+    masks, (h, w) = _on_grid(masks, grid)
+    used = masks.sum(1) > 0  # not merged into another slot
+    used[kept] = True
+    masks = masks[used] ** sharpen
+    masks = masks / masks.sum(0)
+    large = torch.nn.functional.interpolate(
+        masks.reshape(1, -1, h, w), image.shape[:2], mode='bilinear', align_corners=False
+    )[0].numpy()
+    labels = guided_filter(image / 255, large, radius, eps).argmax(0)
+    if watershed:
+        labels = watershed_edges(image, labels, watershed)
+    return used.nonzero()[:, 0].numpy()[labels]
+
+
 def refine_masks(
     image: np.ndarray,  # (h w 3) uint8
     masks: torch.Tensor | np.ndarray,  # (k n) soft masks on the patch grid
@@ -174,24 +222,10 @@ def refine_masks(
     grid: tuple[int, int] | None = None,  # (h, w) of the patch grid, h*w = n; None for a square grid
     sharpen: float = 3.0,  # power of the masks before they are upsampled
     background: str = 'spread',  # rule of `background_slot`; the slot that it finds is not split and becomes label 0
-    watershed: int = 0,  # `width` of `watershed_edges` after the guided filter, in pixels; 0: without
+    watershed: int = 0,  # as in `pixel_slots`
 ) -> np.ndarray:  # (h w) ints, one per segment; from 1 if no slot is the background
-    "Upsample soft masks, align them with edges, split them into components. `SlotnbError` for a wrong grid or NaN."
-    masks = torch.as_tensor(masks).float()
-    k, n = masks.shape
-    h, w = grid or (math.isqrt(n),) * 2
-    if h * w != n:
-        raise SlotnbError(f'masks of {n} patches do not fill a {h}x{w} grid; give grid=(h, w)')
-    check_finite(masks)
-    whole = background_slot(masks, (h, w), rule=background)
-    used = masks.sum(1) > 0  # not merged into another slot
-    used[0 if whole is None else whole] = True
-    masks = masks[used] ** sharpen
-    masks = masks / masks.sum(0)
-    large = torch.nn.functional.interpolate(
-        masks.reshape(1, -1, h, w), image.shape[:2], mode='bilinear', align_corners=False
-    )[0].numpy()
-    labels = guided_filter(image / 255, large, radius, eps).argmax(0)
-    if watershed:
-        labels = watershed_edges(image, labels, watershed)
-    return split_components(used.nonzero()[:, 0].numpy()[labels], min_pixels, whole) + (whole is None)
+    "`pixel_slots`, split into components. `SlotnbError` for a wrong grid or NaN."
+    masks, grid = _on_grid(masks, grid)
+    whole = background_slot(masks, grid, rule=background)
+    labels = pixel_slots(image, masks, radius, eps, grid, sharpen, watershed, whole or 0)
+    return split_components(labels, min_pixels, whole) + (whole is None)

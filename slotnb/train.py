@@ -24,7 +24,9 @@ from .geometry import frame_of, inside_if_any
 from .losses import SlotLoss, feature_mse, feature_spread
 from .model import SlotAutoencoder
 from .parts import make_part
+from .processes import Follower, on_first, rank, same_state, share, size, together
 from .refine import segment_labels
+from .runs.batch_size import computed, peak_lr, warmup_steps
 from .runs.checkpoints import checkpoint_path, load_into, load_tensors
 from .runs.config import TrainConfig
 from .runs.folder import RunState
@@ -32,7 +34,7 @@ from .runs.identity import check_same_run, same_threads
 from .runs.inputs import RunData, check_memory, fit_normalizer, load_if_fits, prepare
 from .runs.masks import NUM_TRACKED
 from .video.batches import ClipFeatures, held_out_chunks, training_chunks
-from .video.collapse import time_stats
+from .video.collapse import TimeStats
 from .video.losses import VIDEO_LOSSES
 from .video.model import build_model
 
@@ -42,7 +44,7 @@ def train_step(
     loss: Callable,  # of a `ModelOutput`; returns a dict of scalars, of which `loss` is minimized, or one scalar
     opt: torch.optim.Optimizer,  # on the model's parameters
     feats: Tensor,  # (b n d) normalized
-    noise: Tensor,  # (b k d) of `model.init.draw`
+    noise: Tensor,  # (b k d) of `model.init.draw`; with several processes that of the whole batch
     clip_norm: float = 1.0,  # largest gradient norm (Pascanu et al. 2013)
     precision: str = 'fp32',  # 'fp32', or 'bf16' for torch's autocast
 ) -> dict[str, Tensor]:  # scalars: the terms of the loss and grad_norm, before clipping
@@ -64,15 +66,15 @@ def lr_at(
     config: TrainConfig,
 ) -> float:
     "Linear warm-up over `warmup_epochs`, then cosine to zero; a warm restart when extended (Loshchilov, Hutter 2017)."
-    warmup, total = config.warmup_epochs * steps_per_epoch, config.num_epochs * steps_per_epoch
+    warmup, total = warmup_steps(config, steps_per_epoch), config.num_epochs * steps_per_epoch
     if config.extended:
         *earlier, last = config.extended.split(',')
         warmup = int(last) * steps_per_epoch  # steps before the last cosine
         if step < warmup:
             return lr_at(step, steps_per_epoch, replace(config, num_epochs=int(last), extended=','.join(earlier)))
     if step < warmup:
-        return config.lr * (step + 1) / warmup
-    return config.lr * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+        return peak_lr(config) * (step + 1) / warmup
+    return peak_lr(config) * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
 
 # %% ../nbs/13_train.ipynb #ce0f32a1
 def make_optimizer(
@@ -123,9 +125,9 @@ def train_epoch(
     for i, batch in enumerate(order):
         lr = lr_at(epoch * len(order) + i, len(order), config)
         set_lr(opt, lr)
-        x = gather(feats, batch)
+        x = gather(feats, share(batch))
         if config.flip:
-            x = flip_images(x, model.grid, flips)
+            x = flip_images(x, model.grid, share(torch.rand(len(batch), generator=flips)))
         terms = step(x, model.init.draw(len(batch), noise))
         total = {name: total.get(name, 0) + term for name, term in terms.items()}
     return {name: value.item() / len(order) for name, value in total.items()} | dict(lr=lr)
@@ -147,12 +149,12 @@ def validate(
     batch_size: int = 32,  # images per forward pass
 ) -> Validation:
     "Evaluate the held-out scenes; the noise of the slots is the same in every epoch."
-    noise, errors, rows, tracked, clips = generator(seed, 'evaluation'), [], [], [], []
+    noise, errors, rows, tracked, over_time = generator(seed, 'evaluation'), [], [], [], TimeStats()
     model.eval()
     for x in batches(feats, max(1, batch_size // math.prod(feats.shape[1:-2]))):
         out = model(x, noise)
         if x.ndim == 4:
-            clips.append(out)
+            over_time.add(out)
             out, x = out.images(), x.flatten(0, 1)
         own = inside_if_any(x)
         mse, spread = feature_mse(out.recon, out.target, own), feature_spread(out.target, own)
@@ -161,7 +163,7 @@ def validate(
         rows.append((len(x), slot_stats(out.slots, out.masks, own)))
         if not tracked:
             tracked = [m[:NUM_TRACKED].half() for m in (out.attn, out.masks)]
-    row = means(errors) | means(rows) | (time_stats(clips) if clips else {})
+    row = means(errors) | means(rows) | (over_time.result() if over_time.clips else {})
     spread = row.pop('spread')
     row = dict(mse=row['mse'], fvu=row['mse'] / spread) | row
     return Validation({f'val_{k}': v for k, v in row.items()}, *tracked)
@@ -184,12 +186,14 @@ def make_step(
 ) -> tuple[Callable, str]:  # the step, and what computes it, for config.json
     "The function that computes a training step: `train_step`, or the fast one where it was asked for and is available."
     loss, precision = make_loss(config), train_precision(config, next(model.parameters()).device)
+    net, how = computed(model, config)
+    (net, loss), how = together(net, loss), how + (f', {size()} processes' if size() > 1 else '')
 
     def step(feats, noise):
-        return train_step(model, loss, opt, feats, noise, config.clip_norm, precision)
+        return train_step(net, loss, opt, feats, noise, config.clip_norm, precision)
 
     if config.engine == 'torch':
-        return step, f'torch, {precision}'
+        return step, f'torch, {precision}{how}'
     try:
         from slotnb.fast.step import fast_step  # nothing outside `fast` needs that folder
     except ModuleNotFoundError:
@@ -215,15 +219,22 @@ def _train_round(
     val = held_out_chunks(val, data.clips['val']) if video else val
     opt = make_optimizer(config, model.parameters())
     step, engine = make_step(config, model, opt)
-    about = dict(total=config.num_epochs, desc=f'train {config.run_dir}{name}', unit='epoch', disable=not show_progress)
-    with RunState(config, data, norm, model, opt, engine, save_every) as state, tqdm(**about) as bar:
+    about = dict(
+        total=config.num_epochs,
+        desc=f'train {config.run_dir}{name}',
+        unit='epoch',
+        disable=not show_progress or rank() > 0,
+    )
+    own = Follower(config.num_epochs) if rank() else RunState(config, data, norm, model, opt, engine, save_every)
+    with own as state, tqdm(**about) as bar:
+        same_state(state, model, opt)
         bar.update(state.epoch)
         while not state.finished:
             start = time.perf_counter()
             feats = training_chunks(train, data.clips['train'], config, state.epoch) if video else train
             row = train_epoch(step, model, opt, feats, config, state.epoch)
             seconds = time.perf_counter() - start
-            bar.set_postfix(state.end_epoch(row, validate(model, val, config.seed), seconds))
+            bar.set_postfix(state.end_epoch(row, None if rank() else validate(model, val, config.seed), seconds))
             bar.update()
     return model
 
@@ -268,16 +279,18 @@ def _is_read_only(config):
 def _fit(config, show_progress, save_every, data):
     "What `fit` does, with the number of threads that the run began with."
     check_same_run(config.run_dir / 'config.json', config=asdict(config))  # before features are computed
+    if size() > 1 and config.engine == 'fast':
+        raise SlotnbError("engine 'fast' is for one process; by torchrun use --engine torch")
     data, device, segments = data or prepare(config, show_progress), default_device(config.device), None
     if _is_read_only(config):
         check_same_run(config.run_dir / 'config.json', backbone=data.record, data=data.digests)
         return config.run_dir
     rounds = config.round_configs
     for i, part in enumerate(rounds, 1):
-        norm = fit_normalizer(part, data, device, segments)
+        norm = on_first(fit_normalizer, part, data, 'cpu', segments).to(device)
         name = f', round {i} of {len(rounds)}' if len(rounds) > 1 else ''
         model = _train_round(part, data, norm, show_progress, save_every, name)
-        if part is not config:
+        if part is not config and rank() == 0:
             load_into(model, load_tensors(checkpoint_path(part.run_dir))[0], 'model', part.run_dir)
             segments = model_segments(model, LazyFeatures(data.train, norm, device=device), config.seed)
     return config.run_dir

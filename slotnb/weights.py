@@ -197,8 +197,6 @@ def _refuse_other_files(path):
         raise SlotnbError(f'weights {path} are a pointer of Git LFS, not the file; fetch it with git lfs pull')
     if start.lstrip()[:1] == b'<':
         raise SlotnbError(f'weights {path} are a web page; download the file itself')
-    if path.suffix == '.npz':
-        raise SlotnbError(f'weights {path} are of JAX; load them with timm and save its state dict as .safetensors')
 
 
 def _is_safetensors(path):
@@ -215,8 +213,19 @@ _HARMLESS = [argparse.Namespace, np._core.multiarray.scalar, np.dtype, *(type(np
 def _read_torch(path):
     if _is_torchscript(path):
         raise SlotnbError(f'weights {path} {_TORCHSCRIPT.format(path.name)}')
+    if zipfile.is_zipfile(path):  # torch does not compare the checksums
+        with zipfile.ZipFile(path) as z:
+            if bad := z.testzip():
+                raise SlotnbError(f'weights {path} are damaged: the checksum of {bad} in it differs; fetch it again')
     with torch.serialization.safe_globals(_HARMLESS):
         return torch.load(path, map_location='cpu', weights_only=True)
+
+
+def _read_npz(path):
+    with np.load(path, allow_pickle=False) as f:
+        if any('/' in name for name in f.files):
+            raise SlotnbError(f'weights {path} are of JAX; load them with timm and save its state dict as .safetensors')
+        return {name: torch.from_numpy(f[name]) for name in f.files}
 
 
 def read_state(
@@ -228,6 +237,8 @@ def read_state(
         _refuse_other_files(path)
         if path.suffix == '.onnx':
             state = onnx_state(path)
+        elif path.suffix == '.npz':
+            state = _read_npz(path)
         elif path.suffix == '.json':
             state = {k: v for part in _parts(path) for k, v in safetensors.torch.load_file(part).items()}
         elif path.suffix == '.safetensors' or not path.suffix or _is_safetensors(path):
@@ -237,7 +248,7 @@ def read_state(
     except SlotnbError:
         raise
     except Exception as e:
-        if type(e).__name__ == 'UnpicklingError':
+        if type(e).__name__ == 'UnpicklingError' or 'allow_pickle' in str(e):
             raise SlotnbError(
                 f'weights {path} cannot be read: the file is corrupt or contains objects other than tensors, which are '
                 'never unpickled; save the state dict only, preferably as .safetensors'
@@ -259,18 +270,9 @@ _WRAPPERS = (  # keys of the network, preferred first: averages of the weights b
     'module',
     'net',
 )
-_PREFIXES = (
-    'teacher.',
-    'module.',
-    '_orig_mod.',
-    'base_encoder.',  # of MoCo v3, which its authors evaluate
-    'backbone.',
-    'model.',
-    'vit.',
-    'dinov2.',
-    'dinov2_with_registers.',
-    'dinov3_vit.',
-)
+# base_encoder is the one of MoCo v3 that its authors evaluate
+_PREFIXES = 'teacher. module. _orig_mod. base_encoder. backbone. model. vit. dinov2. dinov2_with_registers. dinov3_vit.'
+_PREFIXES = tuple(_PREFIXES.split())
 
 
 def unwrap(

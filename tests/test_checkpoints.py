@@ -84,7 +84,7 @@ def test_sharded_safetensors(tmp_path):
     [
         ('a.safetensors', b'version https://git-lfs.github.com/spec/v1\noid sha256:0\n', 'a pointer of Git LFS'),
         ('a.pth', b'<!DOCTYPE html><html></html>', 'are a web page'),
-        ('a.npz', b'PK\3\4', 'are of JAX'),
+        ('a.npz', b'PK\3\4', 'cannot be read'),
     ],
 )
 def test_what_is_no_weights_file(tmp_path, name, content, words):

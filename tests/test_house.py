@@ -17,7 +17,8 @@ ALLOWED = {
     'core': '',
     'data': 'core',
     'backbones': 'backbone_specs core custom_backbone geometry layouts parts tokens weights',
-    'features': 'backbones core data feature_shards',
+    'features': 'backbones core data feature_shards processes',
+    'processes': 'core',
     'normalizer': 'core geometry',
     'slot_attention': 'core',
     'decoder': 'core slot_attention',
@@ -27,7 +28,8 @@ ALLOWED = {
     'refine': 'core',
     'baselines': 'core',
     'diagnostics': 'core geometry losses metrics normalizer',
-    'train': 'core diagnostics fast.step features geometry losses model parts refine runs.checkpoints runs.config '
+    'train': 'core diagnostics fast.step features geometry losses model parts processes refine runs.batch_size '
+    'runs.checkpoints runs.config '
     'runs.folder runs.identity runs.inputs runs.masks video.batches video.collapse video.losses video.model',
     'mask_head.affinities': 'core tokens',
     'mask_head.copy_paste': '',
@@ -44,8 +46,10 @@ ALLOWED = {
     'runs.config runs.executors '
     'runs.folder runs.identity runs.inputs runs.jobs runs.notebooks geometry runs.verify',
     # runs: what a run is made of
-    'runs.config': 'core geometry model normalizer parts slot_attention video.model weights',
-    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts runs.checkpoints '
+    'runs.config': 'core geometry model normalizer parts runs.loggers slot_attention video.model weights',
+    'runs.loggers': 'core',
+    'runs.batch_size': 'core runs.config',
+    'runs.inputs': 'backbones core data features formats.detect geometry normalizer parts processes runs.checkpoints '
     'runs.config '
     'runs.identity video.batches video.clips',
     'runs.checkpoints': 'core model',
@@ -58,9 +62,9 @@ ALLOWED = {
     'runs.shipped': 'backbones core features runs.checkpoints runs.identity runs.verify',
     'runs.masks': 'core runs.checkpoints runs.identity runs.inputs',
     'runs.state': 'core runs.checkpoints',
-    'runs.identity': 'core parts runs.config',
-    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.masks '
-    'runs.owner runs.state video.collapse',
+    'runs.identity': 'core parts runs.config runs.owner',
+    'runs.folder': 'core diagnostics model runs.checkpoints runs.config runs.identity runs.inputs runs.loggers '
+    'runs.masks runs.owner runs.state video.collapse',
     'runs.extend': 'core parts runs.checkpoints runs.config runs.identity',
     # fast: the one door for speed
     'fast.blocks': 'core decoder',
@@ -99,7 +103,7 @@ ALLOWED = {
     # segment
     'segment.files': 'core plots',
     'segment.result': 'core metrics plots refine segment.files',
-    'segment.segmenter': 'backbones baselines core data features finer_grid geometry refine segment.result',
+    'segment.segmenter': 'backbones baselines core data features finer_grid geometry metrics refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # video
     'video.clips': 'core data',
@@ -107,7 +111,7 @@ ALLOWED = {
     'video.losses': 'losses video.model',
     'video.collapse': 'losses video.model',
     'video.batches': 'core features video.clips',
-    'video.score': 'core data features metrics model video.batches video.clips video.collapse video.identity '
+    'video.score': 'core data features metrics model refine video.batches video.clips video.collapse video.identity '
     'video.metrics video.model',
     'video.metrics': 'core metrics',
     'video.identity': 'core metrics video.metrics',
@@ -124,11 +128,12 @@ ALLOWED = {
     'metrics plots runs.config runs.inputs runs.masks runs.identity runs.state',
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
-    'explorer.save': 'commands.segment core data',
+    'explorer.clips': 'data explorer.pages explorer.state explorer.viewer explorer.views plots segment.result',
+    'explorer.save': 'commands.segment core data evaluate explorer.state',
     'explorer.controls': 'core explorer.pages explorer.picker explorer.replay explorer.save explorer.state '
     'explorer.viewer explorer.views normalizer',
-    'explorer.widget': 'commands.segment core data evaluate explorer.controls explorer.gallery explorer.pages '
-    'explorer.replay explorer.state explorer.viewer explorer.views formats.images segment.result',
+    'explorer.widget': 'core data evaluate explorer.clips explorer.controls explorer.gallery explorer.pages '
+    'explorer.replay explorer.save explorer.state explorer.viewer explorer.views formats.images segment.result',
     'explorer.server': 'core explorer.state explorer.widget parts',
     # appendix
     'parts': 'core',
@@ -148,17 +153,22 @@ ALLOWED = {
     'study': 'runs.scored core evaluate features geometry metrics model runs.config runs.folder runs.inputs '
     'sweep train runs.state '
     'runs.verify',
+    'label_free': 'core data diagnostics evaluate features geometry metrics refine runs.inputs runs.scored runs.state',
+    'search_space': 'core label_free runs.config runs.executors sweep',
+    'tune': 'core label_free runs.executors runs.owner runs.verify search_space sweep',
+    'hub': 'core evaluate parts runs.checkpoints runs.config runs.identity runs.inputs runs.shipped',
     'report': 'core geometry metrics plots refine runs.checkpoints runs.notebooks runs.identity runs.state runs.verify',
     'speed': '',
-    'cli': 'commands.flags core',
+    'cli': 'commands.flags core processes',
     # commands
     'commands.flags': '',
     'commands.segment': 'core data evaluate formats.detect mask_head.head refine runs.checkpoints runs.config '
     'runs.inputs '
     'segment.folder segment.segmenter',
     'commands.runs': 'core evaluate explorer.server explorer.state formats.detect mask_head.head mask_head.training '
-    'parts report runs.checkpoints '
-    'runs.config runs.extend runs.identity runs.inputs segment.folder sweep train',
+    'parts processes report runs.checkpoints '
+    'runs.config runs.extend runs.identity runs.inputs segment.folder search_space sweep train tune',
+    'commands.publish': 'core hub',
     'commands.data': 'core diagnostics feature_card features formats.convert normalizer runs.config runs.inputs '
     'scenes.render weights',
 }

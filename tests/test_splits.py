@@ -47,7 +47,7 @@ def test_parts_of_any_name(parts, tmp_path):
 
 @pytest.mark.parametrize('splits', [('a', 'a'), ('', 'test'), ('a', '')])
 def test_two_parts_are_needed(parts, splits):
-    with pytest.raises(SlotnbError, match='must be two parts of the data'):
+    with pytest.raises(SlotnbError, match='must be two parts'):
         config_of(parts, train_split=splits[0], test_split=splits[1])
 
 

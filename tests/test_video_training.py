@@ -7,8 +7,12 @@ import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from slotnb.cli import main
 from slotnb.core import SlotnbError, read_json, write_json
+from slotnb.data import read_segmentation
 from slotnb.evaluate import evaluate, load_run
+from slotnb.explorer.state import State
+from slotnb.explorer.widget import SlotExplorer
 from slotnb.runs import folder
 from slotnb.runs.checkpoints import load_tensors, save_tensors
 from slotnb.runs.config import STILL, TrainConfig
@@ -89,6 +93,63 @@ def test_run_from_nothing(clips, tmp_path):
     assert by_clip.scene.tolist() == ['scene_0000', 'scene_0001']
     for name in ('fg_ari', 'ari', 'mbo'):
         assert result[f'{name}_video'] == pytest.approx(by_clip[f'{name}_video'].mean())
+
+
+@pytest.fixture(scope='module')
+def video_run(clips, tmp_path_factory):
+    return fit(config(clips, tmp_path_factory.mktemp('run'), rounds=1, num_epochs=1), show_progress=False)
+
+
+def test_the_explorer_plays_a_clip(clips, video_run):
+    "Every tick shows the next frame, a thumbnail leads to its frame, and a slot keeps its color."
+    e = SlotExplorer(video_run, state=dict(view='clip'))
+    assert not e.error and [p['key'] for p in e.gallery.pictures if 'frame' in p['key']] == [
+        f'frame-{t}' for t in range(6)
+    ]
+    assert 'frame 1 of 6' in e.panel.numbers.value and e.gallery.clock == 0
+    e.play.value = True
+    seen = []
+    for _ in range(6):
+        e._on_message(e.gallery, dict(kind='tick'), [])
+        seen.append(e.state.get('frame', 0))
+    assert seen == [1, 2, 3, 4, 5, 0] and e.gallery.clock == 83 and not e.error
+    e._on_message(e.gallery, dict(kind='click', key='frame-4', x=0.5, y=0.5), [])
+    assert e.state['frame'] == 4
+    colors = [e.viewer().output(State(frame=t)).colors for t in range(6)]
+    assert all((c == colors[0]).all() for c in colors)
+    e.state = dict(view='scene', frame=2)
+    assert not e.error and 'segments' in e.pictures
+
+
+def test_segments_of_a_clip_keep_their_labels(clips, video_run, tmp_path):
+    "`slotnb segment` carries slots; a clip of which one frame is missing is done anew, to the same labels."
+    run_dir, out = video_run, tmp_path / 'masks'
+    args = ['segment', str(clips), '--split', 'test', '--run', str(run_dir), '--out', str(out), '--film', 'gif']
+    assert main(args) == 0
+    paths = sorted((out / 'labels').rglob('*.png'))
+    before = {p: read_segmentation(p) for p in paths}
+    assert len(paths) == 12 and [p.name for p in sorted((out / 'films').iterdir())] == [
+        'scene_0000.gif',
+        'scene_0001.gif',
+    ]
+    with Image.open(out / 'films/scene_0000.gif') as film:
+        assert film.size == (56, 56) and film.info['duration'] == 80  # 12 frames a second, in hundredths of a second
+    run = load_run(run_dir)
+    found = [x for x in run.segment(clips / 'test') if x.name == 'scene_0001']
+    assert (
+        all((x.labels == before[out / f'labels/scene_0001/{x.frame:05}.png']).all() for x in found) and len(found) == 6
+    )
+    paths[-2].unlink()
+    assert main(args) == 0
+    assert all((read_segmentation(p) == labels).all() for p, labels in before.items())
+    (clips_gap := tmp_path / 'gap').mkdir()
+    for name in ('rgba_00000.png', 'rgba_00002.png'):
+        (clips_gap / 'test/a').mkdir(parents=True, exist_ok=True)
+        (clips_gap / 'test/a' / name).write_bytes((clips / 'test/scene_0000' / name).read_bytes())
+    with pytest.raises(SlotnbError, match="goes from frame 0 to frame 2"):
+        [*run.segment(clips_gap / 'test')]
+    with pytest.raises(SlotnbError, match='shifts'):
+        run.segmenter(shifts=2)
 
 
 def test_held_out_are_whole_clips(clips, tmp_path):

@@ -1,14 +1,18 @@
-"""What a model for video has to beat: masks of single frames that are linked or carried, on the 12 test clips.
+"""What a model for video has to beat, and what it reaches: masks of the 12 test clips, linked, carried or trained.
 
-`python reports/video/baselines.py` trains the default recipe on the stills of `data/movi_a_subset` with three seeds and
-scores every baseline on the test clips of `data/movi_a_clips`. Nothing is trained on clips, and nothing was chosen on
-them. After each clip it writes baselines.csv (one row per clip), tracks.csv (one row per object) and strips.npz beside
-this file; finished runs and features are kept in the cache. With `--shipped` it takes the shipped model, which is such
-a run of seed 0, instead of the three runs, and with `--clips 4` the first four clips.
+    python reports/video/baselines.py [fixed] [stills] [untrained] [trained] [kmeans]
+
+scores parts of the table, all of them by default. Everything starts from the shipped model of stills, `movi_a`,
+whose initial slots do not depend on a seed. `trained` trains it on the training clips with three seeds first, as
+`slotnb train --mode video --data_dir data/movi_a_clips --warm_start movi_a --num_epochs 50 --seed 0` does. Nothing was
+chosen on the test clips. After each clip the rows of the part are written to baselines.csv (one row per clip) and
+tracks.csv (one row per object) beside this file, and labels of the first clips to strips.npz. Finished runs and
+features are kept in the cache.
 """
 
 import argparse
-from copy import copy
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -17,8 +21,9 @@ from tqdm import tqdm
 from slotnb.baselines import block_masks, kmeans_masks
 from slotnb.core import cache_dir
 from slotnb.evaluate import load_run
-from slotnb.features import extract
+from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
+from slotnb.refine import merge_slots
 from slotnb.runs.config import TrainConfig
 from slotnb.runs.inputs import frozen_backbone
 from slotnb.train import fit
@@ -26,83 +31,149 @@ from slotnb.video.clips import clip_index
 from slotnb.video.identity import mot_scores, object_tracks
 from slotnb.video.link import carried_masks, clip_labels, link_by_truth, link_masks, still_masks
 from slotnb.video.metrics import evaluate_clip
+from slotnb.video.model import build_model
+from slotnb.video.score import clip_labels as frame_labels
+from slotnb.video.score import clip_masks
 
 HERE, SEEDS = Path(__file__).parent, (0, 1, 2)
 ROOT, MEMORY = HERE.parent.parent, 0.8
-SHOWN = ('still slots, linked by masks and features', 'slots carried as cells', 'still slots, linked by ground truth')
+PARTS = ('fixed', 'stills', 'untrained', 'trained', 'kmeans')
+SHOWN = (
+    'still slots, linked by masks and features',
+    'trained on clips, merged',
+    'trained on clips, linked by ground truth',
+)
 
 
-def still_run(seed):
-    "A run of the default recipe on stills."
-    folder = cache_dir() / 'video_baselines' / f'still-seed{seed}'
-    config = TrainConfig(data_dir=str(ROOT / 'data/movi_a_subset'), save_dir=str(folder), seed=seed)
-    return load_run(fit(config))
+def video_config(seed):
+    "The run of mode video of a seed."
+    folder, data = cache_dir() / 'video_baselines' / f'trained-seed{seed}', str(ROOT / 'data/movi_a_clips')
+    settings = dict(mode='video', max_frames=0, warm_start='movi_a', num_epochs=50)
+    return TrainConfig(**settings, data_dir=data, save_dir=str(folder), seed=seed)
 
 
-def without_seed(shape, grid):
-    "Labels of a clip that need neither features nor a seed."
-    t, *size = shape
-    yield 'one segment', np.zeros(shape, np.int16)
-    yield '12 fixed blocks', clip_labels([torch.from_numpy(block_masks(grid))] * t, size, grid)
+@cache
+def trained_run(seed):
+    "The run of a seed, trained if it is not yet."
+    return load_run(fit(video_config(seed)))
 
 
-def clusters(raw, seed, size, grid):
-    "k-means of each frame, linked."
-    found = [torch.from_numpy(kmeans_masks(x, 11, seed)).float() for x in raw]
-    for by in ('masks', 'features', 'both'):
-        name = 'k-means, linked by ' + by.replace('both', 'masks and features')
-        yield name, clip_labels(link_masks(zip(found, raw), by, MEMORY), size, grid)
+@cache
+def still_run():
+    return load_run('movi_a')
 
 
-def slots(run, feats, true, grid):
-    "Slots of a model for stills, linked or carried."
-    size = true.shape[1:]
-    stills = [*still_masks(run.model, feats, run.config.seed)]
-    yield 'still slots, not linked', (labels := clip_labels(stills, size, grid))
-    for by in ('masks', 'features', 'both'):
-        name = 'still slots, linked by ' + by.replace('both', 'masks and features')
-        yield name, clip_labels(link_masks(zip(stills, feats), by, MEMORY), size, grid)
-    yield 'still slots, linked by ground truth', link_by_truth(labels, true)
-    for carry, name in dict(hidden='slots carried as the GRU leaves them', cell='slots carried as cells').items():
-        yield name, clip_labels(carried_masks(run.model, feats, carry, run.config.seed), size, grid)
+def untrained(still):
+    "The model of mode video with the weights of a model of stills, before the first step."
+    model = build_model(video_config(0), still.normalizer.out_dim, tuple(still.record['grid']))
+    model.load_state_dict(still.model.state_dict(), strict=False)  # the predictor begins as the identity
+    return replace(still, model=model.eval())
 
 
-def of_clip(clip, dataset, runs, backbone):
-    "Method, seed and labels (t h w) of a clip, and its ground truth."
-    part, grid = copy(dataset), tuple(runs[0].record['grid'])
-    part.entries = [dataset.entries[i] for i in clip.rows.tolist()]
-    raw, true = extract(backbone, part, show_progress=False).load(), np.stack([s.segmentation for s in part])
-    found = [(*x, SEEDS[0]) for x in without_seed(true.shape, grid)]
-    for seed in SEEDS:
-        found += [(*x, seed) for x in clusters(raw, seed, true.shape[1:], grid)]
-    for run in runs:
-        feats = run.normalizer(raw * run.scale).detach()
-        found += [(*x, run.config.seed) for x in slots(run, feats, true, grid)]
-    return found, true, part[0].materials
+class Scorer:
+    "Labels of a clip under the names of their methods."
+
+    def __init__(self, raw, grid, seeds):
+        self.raw, self.grid, self.seeds = raw, grid, seeds
+
+    def fixed(self, clip, samples, true):
+        "Labels that need neither features nor a seed."
+        yield 'one segment', 0, np.zeros(true.shape, np.int16)
+        yield '12 fixed blocks', 0, self.labels([torch.from_numpy(block_masks(self.grid))] * len(true), true)
+
+    def kmeans(self, clip, samples, true):
+        "k-means of each frame, linked."
+        for seed in self.seeds:
+            raw = [self.raw[i : i + 1][0] for i in clip.rows.tolist()]
+            found = [torch.from_numpy(kmeans_masks(x, 11, seed)).float() for x in raw]
+            yield from self.linked('k-means', seed, found, raw, true)
+
+    def stills(self, clip, samples, true):
+        "Slots of the model for stills, linked or carried."
+        run = still_run()
+        feats = [self.normalized(run)[i : i + 1][0] for i in clip.rows.tolist()]
+        seed = SEEDS[0]
+        found = [*still_masks(run.model, feats, seed)]
+        yield 'still slots, not linked', seed, (labels := self.labels(found, true))
+        yield from self.linked('still slots', seed, found, feats, true)
+        yield 'still slots, linked by ground truth', seed, link_by_truth(labels, true)
+        for carry, name in dict(hidden='slots carried as the GRU leaves them', cell='slots carried as cells').items():
+            yield name, seed, self.labels(carried_masks(run.model, feats, carry, seed), true)
+
+    def untrained(self, clip, samples, true):
+        "The model of mode video without training on clips."
+        run = untrained(still_run())
+        yield from self.video('not trained on clips', run, SEEDS[0], clip, samples, true)
+
+    def trained(self, clip, samples, true):
+        "The same model, trained on clips."
+        for seed in self.seeds:
+            run = trained_run(seed)
+            yield from self.video('trained on clips', run, seed, clip, samples, true)
+
+    def video(self, name, run, seed, clip, samples, true):
+        feats, kinds = self.normalized(run), {}
+        masks = clip_masks(run.model, feats, clip, seed)
+        for i, sample, attn in zip(clip.rows.tolist(), samples, masks, strict=True):
+            merged = merge_slots(attn, feats[i : i + 1][0], self.grid)
+            found = dict(unmerged=self.labels([attn], true)[0]) | frame_labels(merged, sample, self.grid)
+            for kind, labels in found.items():
+                kinds.setdefault(kind, []).append(labels.astype(np.int16))
+        for kind, labels in kinds.items():
+            yield f'{name}, {kind}', seed, np.stack(labels)
+        yield f'{name}, linked by ground truth', seed, link_by_truth(np.stack(kinds['merged']), true)
+
+    def linked(self, name, seed, found, feats, true):
+        for by in ('masks', 'features', 'both'):
+            how = 'linked by ' + by.replace('both', 'masks and features')
+            yield f'{name}, {how}', seed, self.labels(link_masks(zip(found, feats), by, MEMORY), true)
+
+    def normalized(self, run):
+        return LazyFeatures(self.raw, lambda x: run.normalizer(x * run.scale).detach())
+
+    def labels(self, masks, true):
+        return clip_labels(masks, true.shape[1:], self.grid)
 
 
-def main(num_clips=None, shipped=False):
-    dataset = open_dataset(ROOT / 'data/movi_a_clips', 'test', max_frames=0)
-    clips = clip_index(dataset)[:num_clips]
-    runs = [load_run('movi_a')] if shipped else [still_run(seed) for seed in SEEDS]
-    backbone = frozen_backbone(runs[0].config)
-    rows, tracks, strips = [], [], {}
-    for clip in tqdm(clips, 'clips'):
-        found, true, materials = of_clip(clip, dataset, runs, backbone)
-        for method, labels, seed in found:
-            about = dict(clip=clip.name, method=method, seed=seed)
+def merged_table(path, new, part, seeds):
+    "Write the rows of a part and its seeds in place of those that are there."
+    old = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=['part', 'seed'])
+    old = old[(old.part != part) | ~old.seed.isin(seeds)]
+    table = pd.concat([old, pd.DataFrame(new)])
+    order = table.part.map(PARTS.index)
+    table.iloc[np.argsort(order, kind='stable')].to_csv(path, index=False, float_format='%.5f')
+
+
+def score(part, clips, dataset, scorer):
+    rows, tracks, seeds = [], [], scorer.seeds
+    for clip in tqdm(clips, part):
+        samples = [dataset[i] for i in clip.rows.tolist()]
+        true, materials = np.stack([s.segmentation for s in samples]), samples[0].materials
+        for method, seed, labels in getattr(scorer, part)(clip, samples, true):
+            about = dict(part=part, clip=clip.name, method=method, seed=seed)
             rows.append(about | evaluate_clip(true, labels, materials) | mot_scores([(true, labels)]))
             tracks.append(object_tracks(true, labels, materials).assign(**about))
-            if seed == SEEDS[0] and method in SHOWN and len(strips) < 3 * len(SHOWN):
-                strips[f'{clip.name}/{method}'] = labels.astype(np.uint8)
-        pd.DataFrame(rows).to_csv(HERE / 'baselines.csv', index=False, float_format='%.5f')
-        pd.concat(tracks).to_csv(HERE / 'tracks.csv', index=False, float_format='%.5f')
-        np.savez_compressed(HERE / 'strips.npz', **strips)
+            if seed == SEEDS[0] and method in SHOWN and clip in clips[:3]:
+                strips = dict(np.load(HERE / 'strips.npz')) if (HERE / 'strips.npz').exists() else {}
+                np.savez_compressed(HERE / 'strips.npz', **strips | {f'{clip.name}/{method}': labels.astype(np.uint8)})
+        merged_table(HERE / 'baselines.csv', rows, part, seeds)
+        merged_table(HERE / 'tracks.csv', pd.concat(tracks), part, seeds)
+
+
+def main(parts, num_clips=None, seeds=SEEDS):
+    dataset = open_dataset(ROOT / 'data/movi_a_clips', 'test', max_frames=0)
+    clips, still = clip_index(dataset)[:num_clips], still_run()
+    backbone = frozen_backbone(still.config)
+    scorer = Scorer(extract(backbone, dataset), tuple(still.record['grid']), seeds)
+    for part in parts:
+        score(part, clips, dataset, scorer)
 
 
 if __name__ == '__main__':
     parser = argparse.ArgumentParser()
+    parser.add_argument('parts', nargs='*', help=f'of {", ".join(PARTS)}; all by default')
     parser.add_argument('--clips', type=int, help='number of test clips; all by default')
-    parser.add_argument('--shipped', action='store_true', help='the shipped model instead of three runs')
+    parser.add_argument('--seeds', type=int, nargs='+', default=SEEDS, help='of trained and kmeans; 0 1 2 by default')
     args = parser.parse_args()
-    main(args.clips, args.shipped)
+    torch.set_num_threads(1)
+    main(args.parts or PARTS, args.clips, args.seeds)

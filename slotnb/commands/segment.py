@@ -49,6 +49,9 @@ class SegmentCommand:
     work_size: int = 512  # masks are refined on a copy of at most so many pixels a side, then enlarged
     soft: bool = False  # also write soft masks and slots: soft/*.safetensors
     coco: Literal['none', 'rle', 'polygons'] = 'none'  # also write coco.json; rle is exact, polygons have no holes
+    film: Literal['none', 'gif', 'mp4'] = (
+        'none'  # also write the overlays of each video or scene as films/NAME.gif or .mp4
+    )
     split: str = ''  # of data that has splits; empty: everything
     max_frames: int = 0  # frames of each video or scene; 0 is all
     skip_broken: bool = False  # leave out files that cannot be read, and report how many
@@ -64,8 +67,10 @@ def run(
     "Segment, and print what was written."
     if c.max_frames < 0:
         raise SlotnbError(f'max_frames {c.max_frames} must be 0 or more')
-    path = c.path if '://' in c.path else Path(c.path).expanduser()
-    data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken, masks=False)
+    if not c.out.strip():
+        raise SlotnbError('out is empty; give a folder for the masks')
+    path = Path(c.path).expanduser() if c.path.strip() and '://' not in c.path else c.path
+    data = open_dataset(path, c.split or None, c.max_frames, c.skip_broken, masks=False, field='PATH')
     tell_unread(data, path)
     out, done = Path(c.out).expanduser(), segment(c, data)
     if data.skipped:
@@ -82,7 +87,7 @@ def segment(
     show_progress: bool = True,
 ) -> dict:  # as of `slotnb.segment.folder.write_masks`
     "Write the masks of a dataset as the command does."
-    files = MaskFiles(c.soft, c.coco)
+    files = MaskFiles(c.soft, c.coco, film=c.film)
     segmenter, about = find_segmenter(c)
     settings = {k: getattr(c, k) for k in 'num_slots refine min_pixels work_size'.split()}
     later = dict(resize='', background='spread', shifts=1)  # recorded where they differ: older folders go on
@@ -103,18 +108,21 @@ def find_segmenter(
         resize = c.resize or 'stretch'
         features = dict(backbone=c.backbone, weights=c.weights or 'auto', device=c.device, resize=resize)
         backbone = frozen_backbone(FeatureSettings(**features))
-        segmenter = Segmenter(backbone, ClusterSlots(c.num_slots or 11), crop=resize == 'crop', **options)
+        segmenter = Segmenter(
+            backbone, ClusterSlots(11 if c.num_slots is None else c.num_slots), crop=resize == 'crop', **options
+        )
         return segmenter, dict(run='spectral', backbone=backbone.record)
     trained = load_run(c.run, c.allow_custom_code)
     segmenter = trained.segmenter(c.num_slots, c.device, c.weights, c.resize, c.shifts, c.mask_head, **options)
     about = dict(run=digest(checkpoint_path(c.run)), backbone=trained.record)
+    about |= dict(clips=True) if trained.config.mode == 'video' else {}  # labels hold for whole clips
     return segmenter, about | (dict(mask_head=digest(trained.folder / HEAD_FILE)) if c.mask_head else {})
 
 # %% ../../nbs/commands/segment.ipynb #f61824d5
 GROUPS = dict(
     common='path out run num_slots resize device',
     masks='refine min_pixels background mask_head shifts work_size',
-    output='soft coco',
+    output='soft coco film',
     data='split max_frames skip_broken',
 )
 COMMANDS = dict(segment=(SegmentCommand, run, GROUPS))

@@ -68,7 +68,7 @@ def _boxes():
         shape = dict(layout=w.Layout(width='auto'), style=dict(description_width='92px'))
         return kind(description=description, tooltip=tooltip, **shape, **kw)
 
-    views = [('one scene', 'scene'), ('two runs', 'runs'), ('training', 'training')]
+    views = [('one scene', 'scene'), ('clip', 'clip'), ('two runs', 'runs'), ('training', 'training')]
     sources = [('decoder', 'masks'), ('slot attention', 'attn'), ('merged', 'merged'), ('merged, refined', 'refined')]
     powers = dict(base=2, min=-5, max=3, step=0.125, readout_format='.2f')
     return dict(
@@ -101,7 +101,7 @@ class Controls(w.VBox):
     ):
         self.boxes, self.syncing = _boxes(), False
         auto = lambda: w.Layout(width='auto')
-        self.play = w.ToggleButton(description='▶ replay', tooltip='from the first epoch to the last', layout=auto())
+        self.play = w.ToggleButton(description='▶ replay', tooltip='all epochs, or all frames', layout=auto())
         self.play.observe(lambda change: on_play(change.new), 'value')
         self.add_run = w.ToggleButton(description='add a run', tooltip='choose a folder', layout=auto())
         self.add_run.observe(lambda change: self._on_add_run(change.new, on_browse), 'value')
@@ -172,8 +172,8 @@ class Controls(w.VBox):
             show(self.boxes[name], not training)
         show(self.boxes['frame'], not training and self.boxes['frame'].max > 0)
         show(self.boxes['compare'], state.view == 'runs')
-        for box in (self.boxes['epoch'], self.play):
-            show(box, training)
+        show(self.boxes['epoch'], training)
+        show(self.play, training or state.view == 'clip')
         show(self.reset, not training)
         show(self.save, not training)
         show(self.add_run, not training)

@@ -38,6 +38,8 @@ def segment_colors(
     like: np.ndarray | None = None,  # (h w) ints, labels to agree with; None is the ground truth
 ) -> tuple[np.ndarray, np.ndarray]:  # indices into the palette: of segments, and of slots
     "Colors that agree with those of the ground truth, or of another run's segments: Hungarian matching by IoU."
+    if shown.colors is not None and like is None:  # labels are slots, whose colors hold for a clip
+        return shown.colors, shown.colors
     slots, true = hard_masks(shown.soft, shown.labels.shape, shown.grid), shown.sample.segmentation
 
     def of(labels, k):

@@ -10,7 +10,7 @@ import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from urllib.parse import urlencode
-from ..core import SlotnbError
+from ..core import SlotnbError, no_such_path
 from ..data import Dataset
 from ..formats.detect import open_dataset
 from ..normalizer import Normalizer
@@ -23,7 +23,7 @@ from ..runs.inputs import open_split
 class State:
     "Everything that decides what the explorer shows."
 
-    view: str = 'scene'  # scene, runs or training
+    view: str = 'scene'  # scene, runs, training, or clip: a whole clip of a run of mode video
     run: str = ''  # name of the run; '' is the first
     compare: str = ''  # name of the run to compare with; '' is the second
     scene: int = 0  # from 0
@@ -38,7 +38,7 @@ class State:
     patch: int = -1  # selected patch, row by row; -1 is the center
     epoch: int = -1  # of the training view; -1 is the last
 
-    views, sources = ('scene', 'runs', 'training'), ('masks', 'attn', 'merged', 'refined')
+    views, sources = ('scene', 'runs', 'training', 'clip'), ('masks', 'attn', 'merged', 'refined')
 
     @classmethod
     def read(
@@ -88,8 +88,9 @@ def find_runs(
     if path.suffix == '.safetensors' or (path / 'config.json').exists():
         return {(path.parent if path.suffix == '.safetensors' else path).name: path}
     if not path.is_dir():
-        raise SlotnbError(f"run '{path}' does not exist; give a run's folder, or train one with slotnb train")
-    configs = [p for p in sorted(path.glob('**/config.json')) if '"backbone"' in p.read_text()]
+        raise no_such_path(path, 'run', "give a run's folder, or train one with slotnb train")
+    files = (p for p in sorted(path.glob('**/config.json')) if p.is_file())
+    configs = [p for p in files if '"backbone"' in p.read_text(errors='replace')]
     if not configs:
         raise SlotnbError(f"'{path}' holds no run (no config.json in it or below); train one with slotnb train")
     return {str(p.parent.relative_to(path)): p.parent for p in configs}

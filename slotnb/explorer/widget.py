@@ -10,13 +10,14 @@ import html
 from dataclasses import replace
 from pathlib import Path
 from slotnb.core import SlotnbError, atomic_path, need_extra, write_json
-from slotnb.commands.segment import SegmentCommand
 from slotnb.data import Dataset, Sample
 from slotnb.evaluate import Run
+from slotnb.explorer.clips import clip_page, frame_thumbnails, next_frame, size_graph, thumbnails
 from slotnb.explorer.controls import Controls, fvu_curve, numbers_table
 from slotnb.explorer.gallery import FileParts, Gallery
 from slotnb.explorer.pages import runs_page, same_place, scene_page
 from slotnb.explorer.replay import Replay, training_page
+from slotnb.explorer.save import save_command
 from slotnb.explorer.state import State, find_runs
 from slotnb.explorer.viewer import Viewer
 from slotnb.explorer.views import Picture
@@ -181,8 +182,8 @@ class SlotExplorer(w.VBox):
         self._run(add)
 
     def _on_play(self, on):
-        "Start with the first epoch; stop at the end."
-        if on:
+        "Start with the first epoch; stop at the end. A clip is played until it is stopped."
+        if on and self.current.view == 'training':
             self._set(epoch=self.controls['epoch'].options[0])
         else:
             self.redraw()
@@ -203,9 +204,10 @@ class SlotExplorer(w.VBox):
             if message['kind'] == 'file':
                 return self._run(lambda: self.files.add(message, buffers))
             if message['kind'] == 'tick':
-                return self.current.view == 'training' and self._run(self._tick)
-            if gallery is self.thumbs:
-                return self._set(scene=int(message['key'].split('-')[1]), frame=0)
+                return self.current.view in ('training', 'clip') and self._run(self._tick)
+            kind, _, number = message.get('key', '').partition('-')
+            if gallery is self.thumbs or kind == 'frame':
+                return self._set(**dict(scene=dict(scene=int(number), frame=0), frame=dict(frame=int(number)))[kind])
             (h, width), p = self.viewer().frame(self.current).size, self.viewer().patch(self.current)
             x, y = p % width, p // width
             if message['kind'] == 'move':
@@ -217,7 +219,9 @@ class SlotExplorer(w.VBox):
             gallery.send(dict(kind='done'))
 
     def _tick(self):
-        "Go on to the next epoch while playing; otherwise read what a run in training has added."
+        "Go on to the next epoch or frame while playing; otherwise read what a run in training has added."
+        if self.current.view == 'clip':
+            return self.play.value and self._set(frame=next_frame(self.viewer(), self.current))
         replay, epoch = self._replay(), self.controls['epoch']
         if self.play.value and epoch.index + 1 < len(epoch.options):
             epoch.index += 1
@@ -255,33 +259,29 @@ class SlotExplorer(w.VBox):
             self.grid = viewer.frame(now).size
             if now.patch >= 0 and old:  # pictures and runs have grids of their own: the patch at the same place
                 now = self.current = replace(now, patch=same_place(now.patch, old, self.grid))
-            page = runs_page((viewer, self.viewer(compare)), now) if now.view == 'runs' else scene_page(viewer, now)
+            pages = dict(scene=scene_page, clip=clip_page, runs=lambda v, s: runs_page((v, self.viewer(compare)), s))
+            page = pages[now.view](viewer, now)
         self.page = page
         self.panel.show(now, list(self.runs), run, compare, viewer, replay)
         if viewer:
-            self.panel.save.show(self._save_command(run, viewer), viewer.dataset, self.added)
+            command = save_command(run, self.runs[run], now, viewer.fixed, self.trust)
+            self.panel.save.show(command, viewer.dataset, self.added)
         large, held_out = 190 if now.view == 'runs' else 256, {f'held-out image {i}': 200 for i in range(1, 9)}
         rows = dict.fromkeys(('scene', 'features', 'A', 'B'), large)
-        self.gallery.show(page.pictures, {'': 88, 'attention per iteration': 120} | rows | held_out)
-        self.gallery.clock = 0 if viewer else 500 if self.play.value else 0 if replay.finished else 1500
+        frames, more = frame_thumbnails(viewer, now) if now.view == 'clip' else ([], {})
+        sizes = {'': 88, 'attention per iteration': 120, 'frames': 64} | rows | held_out
+        self.gallery.show([*page.pictures, *frames], sizes, **more)
+        milliseconds = (83 if self.play.value else 0) if now.view == 'clip' else 0  # 12 frames a second
+        self.gallery.clock = milliseconds if viewer else 500 if self.play.value else 0 if replay.finished else 1500
         added = viewer and now.scene >= len(viewer.frames) - len(self.added)
         self.gallery.link = link = State().link if added else now.link
         self._show_thumbs(viewer)
         curve = fvu_curve(replay, self.controls['epoch'].value) if replay else ''
+        curve += size_graph(viewer.followed(now), now.frame) if now.view == 'clip' else ''
         self.panel.numbers.value, text = numbers_table(page) + curve, html.escape(page.query)
         self.panel.patch.value = text and f'<div class="slotnb-query" role="status">{text}</div>'
         details = f'<code>state={html.escape(repr(self.state))}</code><br><code>?{html.escape(link)}</code>'
         self.panel.link.value = f'<details><summary>this state</summary>{details}</details>'
-
-    def _save_command(self, name, viewer):
-        "What `slotnb segment` would be asked; None for a run that is in no folder."
-        run, now = self.runs[name], self.current
-        if isinstance(run, Run):
-            return None
-        num_slots = now.num_slots if now.num_slots and 'num_slots' not in viewer.fixed else None
-        refine, changed = now.source != 'merged', f'-{num_slots}-slots' if num_slots else ''
-        out = f'masks/{name.strip("/")}{changed}{"" if refine else "-unrefined"}'
-        return SegmentCommand('', out, str(run), num_slots, refine, allow_custom_code=self.trust)
 
     def _show_thumbs(self, viewer):
         "Small images of the scenes around the current one."
@@ -293,8 +293,6 @@ class SlotExplorer(w.VBox):
         if (key := (viewer.name, start, scene, len(firsts))) == self.thumbs_key:
             return
         self.thumbs_key = key
-        pictures, more = [], {}
-        for i in range(start, min(start + 12, len(firsts))):
-            pictures.append(Picture(f'scene-{i}', f'{i}', shrink(viewer.sample(firsts[i]).image, 64), f'scene {i}', ''))
-            more[f'scene-{i}'] = dict(pick=True, file='', chosen=i == scene)
+        keys = {f'scene-{i}': viewer.sample(firsts[i]) for i in range(start, min(start + 12, len(firsts)))}
+        pictures, more = thumbnails(keys, f'scene-{scene}')
         self.thumbs.show(pictures, {'': 64}, **more)

@@ -15,12 +15,12 @@ from contextlib import contextmanager
 from pathlib import Path
 import numpy as np
 from tqdm import tqdm
-from ..core import SlotnbError, atomic_path, digest, read_json, write_json
+from ..core import SlotnbError, atomic_path, digest, write_json
 from ..data import Dataset
 from .detect import open_dataset
 from .shards import encode_json, encode_png, write_shards
 from ..plots import contact_sheet
-from ..runs.owner import Owner
+from ..runs.owner import Owner, read_record, same_record
 
 # %% ../../nbs/formats/convert.ipynb #cell-6
 def describe(
@@ -205,6 +205,8 @@ def convert(
     "Write a dataset in another format, with equal instance ids and, except in WebP, images. Resumes if interrupted."
     if fmt not in FORMATS:
         raise SlotnbError(f"format '{fmt}' is not supported; choose {' or '.join(FORMATS)}")
+    if shard_size < 1:
+        raise SlotnbError(f'shard_size is {shard_size}; give at least 1')
     if fmt == 'kubric' and not dataset.has_ground_truth:
         write_kubric(dataset, out_dir, split)  # raises before anything is written
     small = {k: v for k, v in small.items() if v}
@@ -220,16 +222,8 @@ def convert(
         owner.delete_leftovers(split)
         written = any((out / split).glob('*')) or any(out.glob(f'{split}-*.tar'))
         if written and file.exists():
-            before = read_json(file)
-            if not isinstance(before, dict):
-                raise SlotnbError(f'{file} is not what slotnb data convert writes; choose another folder')
-            for field in record | before:
-                if before.get(field) != record.get(field):
-                    raise SlotnbError(
-                        f"{out} holds the split '{split}' of another conversion (its {field} differs: "
-                        f'{before.get(field)} there, {record.get(field)} here); choose another folder or delete that '
-                        'one'
-                    )
+            holds = f"{out} holds the split '{split}' of another conversion"
+            same_record(read_record(file), record, holds, 'choose another folder or delete that one')
         elif written:
             raise SlotnbError(f"{out} holds a split '{split}' already; choose another folder")
         write_json(file, record)

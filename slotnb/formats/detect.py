@@ -10,7 +10,7 @@ import re
 from collections import Counter
 from contextlib import contextmanager
 from pathlib import Path
-from ..core import SlotnbError, cannot_read, digest
+from ..core import SlotnbError, cannot_read, digest, no_such_path
 from ..data import Dataset, KubricFolders
 from .class_masks import ClassMasks, class_splits, find_class_masks
 from .coco import CocoFolder, coco_files
@@ -28,9 +28,11 @@ def open_dataset(
     skip_broken: bool = False,  # read all samples now and drop unreadable ones; `skipped` lists the errors
     progress: bool = True,  # show progress bars
     masks: bool = True,  # False: images only; masks are neither read nor checked
+    field: str = 'data_dir',  # what error messages call the path
 ) -> Dataset:
     "Detect the format of a path and open it. Raises `SlotnbError` if no format matches."
     with _named_if_forbidden():
+        _check_exists(data_dir, field)
         data = _open(data_dir, split, max_frames, dict(skip_broken=skip_broken, progress=progress, masks=masks))
     if bad := next((e.name for e in data.entries if re.search('[\0\ud800-\udfff]', e.name)), None):
         raise SlotnbError(f"{data.root}: the name {ascii(bad)} is no UTF-8 text; rename it, for example with convmv")
@@ -46,9 +48,16 @@ def _named_if_forbidden():
         raise cannot_read(e.filename, e) from None
 
 
-def _open(data_dir, split, max_frames, options):
+def _check_exists(data_dir, field):
+    what = 'give a folder of scenes, images, videos or .tar shards'
     if not str(data_dir).strip():
-        raise SlotnbError('data_dir is empty; give a folder of scenes, images, videos or .tar shards')
+        raise SlotnbError(f'{field} is empty; {what}')
+    path = Path(data_dir) if '://' in str(data_dir) else Path(data_dir).expanduser()
+    if not ('://' in str(data_dir) or path.suffix == '.tar' or path.exists()):
+        raise no_such_path(path, field, what)
+
+
+def _open(data_dir, split, max_frames, options):
     if '://' not in str(data_dir):
         data_dir = Path(data_dir).expanduser()
     path = Path(data_dir)
@@ -64,8 +73,6 @@ def _open(data_dir, split, max_frames, options):
         return MoviRecords(data_dir, split, max_frames, **options)
     if path.suffix == '.tar' and not path.is_dir():
         return TarShards(data_dir, split, max_frames, **options)
-    if not path.exists():
-        raise SlotnbError(f"data_dir '{path}' does not exist; give a folder of scenes, images, videos or .tar shards")
     if not (path.is_dir() or path.is_file()):
         raise SlotnbError(f"'{path}' is no regular file; give a folder, an image, a video or a .tar shard")
     if not path.is_dir():

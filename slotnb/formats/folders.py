@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from PIL import Image
-from ..core import SlotnbError, cannot_read
+from ..core import SlotnbError, cannot_read, read_text
 from .splits import choose_split, split_kind
 
 # %% ../../nbs/formats/folders.ipynb #d0aa1025
@@ -22,13 +22,15 @@ HEIF = ('.heic', '.heif')
 SUFFIXES = tuple('.png .jpg .jpeg .jfif .webp .gif .bmp .ppm .pgm .tif .tiff .avif'.split()) + HEIF
 
 
+_OF_SEGMENT = ('labels', 'overlays', 'soft', 'contact_sheet.png')  # what `slotnb segment` writes beside segment.json
 _HIDDEN = ('.', '@eaDir', '#recycle', '$RECYCLE', '__MACOSX', 'Thumbs.db')  # thumbnails and bins of file servers
 
 
 def visible(
     root: str | Path,  # a folder
 ) -> Iterator[Path]:  # files and folders
-    "What lies in a folder, its sub-folders and folders elsewhere that links lead to. Hidden names are left out."
+    """What lies in a folder, its sub-folders and folders elsewhere that links lead to. Hidden names and the masks that
+    `slotnb segment` has written are left out."""
     home, seen = os.path.realpath(root), set()
     for folder, inner, files in os.walk(root, followlinks=True, onerror=_cannot_list):
         real = os.path.realpath(folder)
@@ -37,8 +39,10 @@ def visible(
                 inner.clear()  # read before, or read under its own name
                 continue
             seen.add(real)
-        inner[:] = sorted(name for name in inner if not name.startswith(_HIDDEN))
-        yield from (Path(folder, name) for name in [*inner, *files] if not name.startswith(_HIDDEN))
+        hidden = set(_OF_SEGMENT if 'segment.json' in files else ())
+        hidden.update(name for name in (*inner, *files) if name.startswith(_HIDDEN))
+        inner[:] = sorted(set(inner) - hidden)
+        yield from (Path(folder, name) for name in [*inner, *files] if name not in hidden)
 
 
 def _cannot_list(e):
@@ -241,7 +245,7 @@ def listed(
         return images
     lists = {p.stem: p for p in sorted(folder.glob('*.txt')) if split_kind(p.stem)}
     path = lists[choose_split(split, lists, folder)]
-    named = {line.split()[0] for line in path.read_text().splitlines() if line.strip()}
+    named = {line.split()[0] for line in read_text(path).splitlines() if line.strip()}
     named = {n.partition('JPEGImages/')[2] or n for n in named}
     named = {unicodedata.normalize('NFC', n.rpartition('.')[0] if n.endswith(('.jpg', '.png')) else n) for n in named}
 
@@ -281,8 +285,9 @@ def unread_files(
     masks: Path,  # the folder of the masks
 ) -> dict[str, int]:  # the most frequent first
     "Suffixes of the files that are no images, and annotations beside the folder: how many of each."
-    found = (p for p in visible(root) if masks not in p.parents and p.is_file())
-    counts = Counter(p.suffix.lower() or p.name for p in found if p.suffix.lower() not in SUFFIXES)
+    found = [p for p in visible(root) if masks not in p.parents]
+    counts = Counter(p.suffix.lower() or p.name for p in found if p.is_file() and p.suffix.lower() not in SUFFIXES)
+    counts.update('no regular file' for p in found if p.is_fifo() or p.is_socket())
     for base in {root.parent, root.parent.parent}:
         counts.update(f'annotations/*{p.suffix}' for e in ('json', 'xml') for p in base.glob(f'annotations/*.{e}'))
     return dict(counts.most_common())

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, cache_dir, cannot_read, digest
 from ..data import Dataset, Entry, Sample
 from .masks import VOID
-from .splits import choose_split, split_kind, split_remark
+from .splits import refuse_missing, choose_split, split_kind, split_remark
 from .tfrecords import masked_crc, parse_example
 
 # %% ../../nbs/formats/multi_object.ipynb #53f64bda
@@ -143,6 +143,7 @@ def record_splits(
     "Files of records by split. `SlotnbError` if they are of several data sets."
     path = Path(path)
     files = sorted(p for p in path.glob('*.tfrecord*') if p.is_file()) if path.is_dir() else [path]
+    refuse_missing(files if path.is_dir() else [])
     found, sets = {}, {}
     for f in files:
         stem = re.sub(r'[-_.]?\d+-of-\d+$', '', re.sub(r'\.tfrecords?(\.gz)?', '', f.name))

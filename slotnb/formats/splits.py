@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from glob import escape, glob
 from pathlib import Path
 from braceexpand import braceexpand
-from ..core import SlotnbError
+from ..core import SlotnbError, read_json
 
 # %% ../../nbs/formats/splits.ipynb #90ce4ee1
 _NAMES = dict(train=r'train(ing)?', val=r'val(id|idation)?', test=r'test(ing)?')
@@ -116,11 +116,23 @@ def find_shards(
 ) -> list[Path]:  # sorted
     "Find the archives of a split."
     text = str(data_dir)
-    paths = _in_folder(Path(text), split) if Path(text).is_dir() else _in_pattern(text, split)
+    paths = _complete(_in_folder(Path(text), split)) if Path(text).is_dir() else _in_pattern(text, split)
     if not paths:
         raise SlotnbError(
             f"'{text}' holds no .tar; give a folder of shards or a pattern such as train-{{000000..000009}}.tar"
         )
+    return paths
+
+
+def _complete(paths):
+    "The shards of a folder; `SlotnbError` if their names, or an index beside them, say that one is missing."
+    refuse_missing(paths)
+    for folder in {p.parent for p in paths}:
+        index = read_json(folder / 'index.json') if (folder / 'index.json').exists() else None  # of wids
+        shards = index.get('shardlist') if isinstance(index, dict) else None
+        names = [s['url'] for s in shards if isinstance(s, dict) and isinstance(s.get('url'), str)] if shards else []
+        if lost := next((n for n in names if '://' not in n and not (folder / n).exists()), None):
+            raise SlotnbError(f'{folder} is incomplete: {lost} is missing, which index.json names; fetch it too')
     return paths
 
 
@@ -157,3 +169,21 @@ def _in_pattern(text, split):
     for pattern in braceexpand(text):
         paths += sorted(glob(pattern)) if any(c in pattern for c in '*?[') else [pattern]
     return [Path(p) for p in paths]
+
+# %% ../../nbs/formats/splits.ipynb #f50a7eb1
+def refuse_missing(
+    paths: list[Path],  # of a folder
+):
+    "`SlotnbError` if one of several files called `...-00003-of-00010...` is missing."
+    there = {}
+    for p in paths:
+        if m := re.fullmatch(r'(.*)-(\d+)-of-(\d+)(.*)', p.name):
+            there.setdefault((p.parent, m[1], m[3], m[4]), {})[int(m[2])] = len(m[2])
+    for (folder, name, total, end), found in there.items():
+        if len(found) < int(total):
+            lost = next(i for i in range(int(total)) if i not in found)
+            lost = f'{name}-{lost:0{next(iter(found.values()))}}-of-{total}{end}'
+            raise SlotnbError(
+                f'{folder} is incomplete: {len(found)} of {int(total)} files are there, {lost} is missing; fetch it, '
+                'or name those that are to be read'
+            )

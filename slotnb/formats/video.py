@@ -70,6 +70,14 @@ class VideoFrames(Dataset):
         self._last = path, i
         return Sample(entry.name, i, path, image, None, [], rotated)
 
+    def rate(
+        self,
+        entry: Entry,
+    ) -> float:  # 0 if it does not say
+        "Frames per second that an entry's file declares."
+        with _named(entry.where), _av().open(str(entry.where)) as container:
+            return float(_stream(container).average_rate or 0)
+
     def _decode(self, path, i):
         "Yield frames from number `i`, after a seek if the file has frame times, else by decoding from the start."
         time = self.times[path][i] if i else None

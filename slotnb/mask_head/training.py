@@ -15,13 +15,13 @@ from torch import Tensor
 from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, batches
 from ..data import Dataset
-from ..evaluate import Run, load_run
+from ..evaluate import Run, load_run, merged_masks
 from ..features import LazyFeatures
 from ..geometry import frame_of
 from .head import STEPS, MaskHead
 from ..metrics import evaluate_labels
 from ..model import outputs
-from ..refine import merge_slots, refine_masks
+from ..refine import refine_masks
 from ..runs.inputs import RunData, prepare
 from ..runs.identity import check_same_run
 from ..runs.owner import Owner
@@ -43,7 +43,7 @@ def refined_labels(
         for raw, out in zip(batches(feats, 8), outputs(run.model, normalized, run.config.seed, 8)):
             for tokens, x, attn, sample in zip(raw, run.normalizer(raw), out.attn, islice(rest, len(raw))):
                 frame, image = frame_of(tokens, grid), at_score_size(sample).image
-                merged = merge_slots(frame.cut(attn), frame.cut(x, -2), frame.size)
+                merged = frame.cut(merged_masks(attn, x, frame))
                 images.append(image)
                 labels.append(refine_masks(image, merged, grid=frame.size))
                 bar.update()

@@ -15,6 +15,7 @@ from ..geometry import RESIZES, check_resize
 from ..model import DECODERS, PROJECTIONS, SLOT_ATTENTIONS, SLOT_INITS, SlotAutoencoder
 from ..normalizer import LinearSpace, Normalizer
 from ..parts import PARTS, is_custom, load_class, parse_part, part_text
+from .loggers import check_loggers, logger_names
 from ..video.model import SlotPredictor, SlotVideo
 from ..weights import file_stem
 
@@ -63,12 +64,10 @@ class FeatureSettings:
             object.__setattr__(self, f.name, v)
             if not isinstance(v, f.type) or (f.type is int and isinstance(v, bool)):
                 raise SlotnbError(f'{f.name} {v!r} must be of type {f.type.__name__}')
-            if isinstance(v, str) and '\0' in v:
-                raise SlotnbError(f'{f.name} {v!r} must not contain a NUL character')
+            if isinstance(v, str) and re.search('[\0\ud800-\udfff]', v):
+                raise SlotnbError(f'{f.name} {v!r} must be text in UTF-8 without a NUL character')
         if not self.train_split or not self.test_split or self.train_split == self.test_split:
-            raise SlotnbError(
-                f'train_split {self.train_split!r} and test_split {self.test_split!r} must be two parts of the data'
-            )
+            raise SlotnbError(f'train_split {self.train_split!r} and test_split {self.test_split!r} must be two parts')
         for name in ('resolution', 'grid_size'):
             if any(len(n) > 4 or int(n) > MAX_SIDE for n in re.findall(r'[0-9]+', getattr(self, name))):
                 raise SlotnbError(f'{name} {getattr(self, name)} must be at most {MAX_SIDE} a side')
@@ -119,34 +118,39 @@ class TrainConfig(FeatureSettings):
     loss: str = 'slots'  # slots (reconstruction and slot diversity), contrast or similarity (mode video), or your own
     diversity_weight: float = 0.0  # of the slot diversity term
     optimizer: str = 'adamw'  # adam, adamw, or your own, for example torch.optim:AdamW(weight_decay=0.1)
-    batch_size: int = 8  # images per step
+    batch_size: int = 8  # images per step, of all processes together
+    micro_batch: int = 0  # images in memory at a time, of each process: the same step, slower; 0: the whole batch
     lr: float = 0.002  # peak learning rate
+    lr_rule: str = 'none'  # of lr: none, or times batch_size / 8 (linear) or the root of it (sqrt)
     warmup_epochs: int = 7  # linear warm-up, then cosine to zero
+    warmup_samples: int = 0  # the same in images, for large data sets; 0: warmup_epochs
     num_epochs: int = 45  # passes over the training scenes
     extended: str = ''  # epochs after which `slotnb train --extend` went on with a new cosine, such as 30 or 30,60
     clip_norm: float = 1.0  # largest gradient norm
     mode: str = 'still'  # still, or video: slots are carried from frame to frame; needs max_frames other than 1
     clip_length: int = 4  # frames of a chunk of a clip in training
     clip_stride: int = 0  # frames from one frame of a chunk to the next; 0: drawn for each chunk
-    # what a slot carries: cell (the mean normalized input of its patches) or hidden (the output of slot attention)
-    carry: str = 'cell'
+    carry: str = 'cell'  # by a slot: cell (mean normalized input of its patches), hidden (output of slot attention)
     predictor: str = 'identity'  # of the next frame's slots: identity (begins as it), xavier (random weights) or none
     next_iters: int = 1  # iterations of slot attention after the first frame
     time_weight: float = 0.5  # of the term over time, of the losses contrast and similarity
     val_fraction: float = 0.1  # share of the training scenes held out to choose the best checkpoint
     flip: bool = True  # mirror the patch grid of a random half of the training images
     train_precision: str = 'fp32'  # of training: fp32, bf16 (autocast), or auto: bf16 where the device has units for it
-    engine: str = (
-        'torch'  # torch, or fast: the same step with CUDA graphs or compiled CPU code, for built-in parts only
-    )
+    engine: str = 'torch'  # torch, or fast: the same step by CUDA graphs or compiled CPU code, for built-in parts only
+    compile: bool = False  # the model by torch.compile, which needs a C++ compiler and about a minute at the start
     seed: int = 0  # of weights, order and slots; the held-out scenes are the same for every seed
+    logger: str = ''  # tensorboard, wandb, or both with a comma, beside metrics.csv; may change when a run is resumed
 
     def __post_init__(self):
         super().__post_init__()
+        logger_names(self.logger)
         for names, is_valid, what in RULES:
             for name in names.split():
                 if not is_valid(getattr(self, name)):
                     raise SlotnbError(f'{name} {getattr(self, name)!r} must be {what}')
+        if self.engine == 'fast' and (self.compile or self.micro_batch):
+            raise SlotnbError("engine 'fast' does not go with compile and micro_batch; use --engine torch")
         for name, known in LETTERBOX.items():
             if self.resize == 'letterbox' and getattr(self, name) not in known:
                 raise SlotnbError(
@@ -169,12 +173,12 @@ class TrainConfig(FeatureSettings):
     def run_dir(self) -> Path:
         "The folder of the run."
         stem = file_stem(self.backbone)
-        return Path(self.save_dir).expanduser() / (
-            re.sub(r'[^\w.-]+', '_', stem).strip('_') if is_custom(self.backbone) else stem
-        )
+        name = re.sub(r'[^\w.-]+', '_', stem).strip('_') if is_custom(self.backbone) else stem
+        return Path(self.save_dir).expanduser() / name
 
     def check_parts(self):
-        "Import the classes that the settings name, so that a wrong name is reported before any feature is computed."
+        "Import classes and loggers of the settings, so that a wrong name is reported before any feature is computed."
+        check_loggers(self.logger)
         for name in PARTS:
             if is_custom(getattr(self, name)):
                 load_class(getattr(self, name))
@@ -226,13 +230,14 @@ STILL = dict(  # settings that mode still does not read, at their defaults
 RULES = (
     ('lr mask_temperature attn_temperature slot_std pos_std clip_norm', lambda v: 0 < v < math.inf, 'above 0'),
     ('feature_std diversity_weight time_weight color', lambda v: 0 <= v < math.inf, '0 or more'),
+    ('save_dir', lambda v: v.strip(), "the name of a folder, such as '.'"),
     ('num_slots clip_length', lambda v: v >= 2, 'at least 2'),
     ('num_slots', lambda v: v <= 10_000, 'at most 10000'),  # beyond these no machine trains
     ('slot_dim hidden_dim space_dim', lambda v: v <= 2**15, 'at most 32768'),
     ('num_iters next_iters rounds', lambda v: v <= 1000, 'at most 1000'),
     ('num_epochs warmup_epochs', lambda v: v <= 10**7, 'at most 10 million'),
     ('num_epochs batch_size slot_dim num_iters next_iters hidden_dim space_dim rounds', lambda v: v >= 1, 'at least 1'),
-    ('warmup_epochs max_frames clip_stride', lambda v: v >= 0, '0 or more'),
+    ('warmup_epochs warmup_samples micro_batch max_frames clip_stride', lambda v: v >= 0, '0 or more'),
     ('val_fraction', lambda v: 0 < v < 1, 'between 0 and 1'),
     ('extended', lambda v: re.fullmatch(r'(\d+(,\d+)*)?', v), 'numbers of epochs, separated by commas'),
     ('normalizer', *_one_of(*Normalizer.kinds, *LinearSpace.kinds, custom=True)),
@@ -249,6 +254,7 @@ RULES = (
     ('weight_init', *_one_of(*SlotAutoencoder.weight_inits)),
     ('train_precision', *_one_of('fp32', 'bf16', 'auto')),
     ('engine', *_one_of('torch', 'fast')),
+    ('lr_rule', *_one_of('none', 'linear', 'sqrt')),
 )
 
 # %% ../../nbs/runs/config.ipynb #c11b0a90

@@ -11,6 +11,7 @@ import logging
 import math
 import sys
 import time
+from dataclasses import asdict
 from typing import NamedTuple
 import torch
 from torch import nn
@@ -22,6 +23,7 @@ from .checkpoints import checkpoint_path, load_tensors, save_tensors, warm_start
 from .config import TrainConfig
 from .identity import claim
 from .inputs import RunData
+from .loggers import RunLog
 from .masks import MaskHistory, is_kept
 from .owner import Owner
 from .state import Progress, csv_text, restore_state, save_state
@@ -146,6 +148,8 @@ class RunState:
             (self.folder / 'epochs.safetensors').unlink()
             self.masks = MaskHistory(self.folder, data, self.epoch, self.key)
         self._write_table()
+        names = '' if self.finished else config.logger
+        self.loggers = RunLog(names, self.folder, asdict(config), self.key, self.rows)
 
     def _say(self, text):
         self.log.warning(text)
@@ -198,6 +202,7 @@ class RunState:
             with contextlib.suppress(OSError):  # a full disk, which has been reported
                 self.timing.close()
             _close(self.log)
+            self.loggers.close()
             self.owner.release()
 
     def _keep_best(self):
@@ -254,6 +259,7 @@ class RunState:
             self.timing.write(f'{self.epoch},{seconds:.4f}\n')
             self.timing.flush()
         self.rows += csv_text(row, header=not self.rows)
+        self.loggers.log(row)
         self._warn(row)
         self.log.info(' '.join(f'{k} {v:.4g}' for k, v in row.items()))
         if is_kept(self.epoch, self.config.num_epochs):

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from ..core import SlotnbError, digest, read_json, write_json
 from ..parts import signature
+from .owner import same_record
 from .config import STILL, TrainConfig
 
 # %% ../../nbs/runs/identity.ipynb #3911a747
@@ -25,10 +26,11 @@ def versions() -> dict:  # library: version
     return dict(python=platform.python_version(), **{name: version(name) for name in libraries})
 
 # %% ../../nbs/runs/identity.ipynb #8146d453
-MAY_CHANGE = ('save_dir', 'data_dir', 'device')  # settings that may differ when a run is resumed
+MAY_CHANGE = ('save_dir', 'data_dir', 'device', 'micro_batch', 'logger')  # may differ when a run is resumed
 _BEFORE = dict(  # what runs did before there was a setting
     resize='stretch', extended='', train_split='train', test_split='test', color=0.0, mode='still'
 )
+_BEFORE |= dict(lr_rule='none', warmup_samples=0, compile=False)
 _BEFORE |= {name: known[0] for name, known in STILL.items()}
 
 
@@ -84,11 +86,9 @@ def check_same_run(
     for part in new:
         for k, v in new[part].items():
             there = old.get(part, {}).get(k, _BEFORE.get(k) if part == 'config' else None)
-            if k not in MAY_CHANGE and there != v:
-                raise SlotnbError(
-                    f'{path.parent} holds a run with other settings ({k} {there!r} there, {v!r} here); '
-                    'choose another save_dir or delete that folder'
-                )
+            if k not in MAY_CHANGE:
+                holds = f'{path.parent} holds a run with other settings'
+                same_record({k: there}, {k: v}, holds, 'choose another save_dir or delete that folder')
     for part, content in data.items():
         if old.get('data', {}).get(part, content) != content:
             split, _, masks = part.partition(' ')
@@ -106,7 +106,8 @@ def claim(
 ) -> tuple[str, str]:  # the run's key; what has changed since it began, for the log
     "Write config.json, or check the one that is there; the engine that really ran is recorded."
     path = config.run_dir / 'config.json'
-    about = dict(config=asdict(config), backbone=data.record, data=data.digests)
+    settings = asdict(config) | dict(logger='')  # a run is read where its logger is not installed
+    about = dict(config=settings, backbone=data.record, data=data.digests)
     if not check_same_run(path, **about):
         signed, threads = signature(about['config']), torch.get_num_threads()
         about |= dict(versions=versions(), trained_with=[engine], threads=threads, signature=signed)

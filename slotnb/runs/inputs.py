@@ -24,6 +24,7 @@ from ..formats.detect import has_no_splits, open_part
 from ..geometry import MiddleSquares
 from ..normalizer import LinearSpace, Moments, Normalizer
 from ..parts import make_part
+from ..processes import on_first
 from .checkpoints import checkpoint_path, load_into, load_tensors
 from .config import TrainConfig
 from .identity import read_about
@@ -105,12 +106,16 @@ class _WithMasks(Dataset):
         return sample
 
     def fingerprint(self, progress=True):
+        images, self.masks = on_first(self.digests, progress)
+        return images
+
+    def digests(self, progress):
         if type(self.data).fingerprint is not Dataset.fingerprint:  # of stored checksums, those of the masks included
-            return self.data.fingerprint(progress)
+            return self.data.fingerprint(progress), self.masks
         self.seen = []
         images = super().fingerprint(progress)
-        self.masks, self.seen = digest(self.seen), None
-        return images
+        masks, self.seen = digest(self.seen), None
+        return images, masks
 
 
 def _rows_by_scene(data):
@@ -257,13 +262,14 @@ def check_memory(
     "Refuse a model that cannot fit. The estimate is low: slot attention's weights with moments, and its masks."
     slots, width, (_, n, d) = config.num_slots, config.slot_dim, shape
     weights = 4 * 4 * width * (6 * width + d)
-    masks = 4 * min(config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
+    masks = 4 * min(config.micro_batch or config.batch_size, shape[0]) * slots * (n * config.num_iters + width)
     if memory is None:
         memory = os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') if hasattr(os, 'sysconf') else math.inf
     if weights + masks > memory:
         raise SlotnbError(
             f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
-            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}'
+            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}, '
+            'or give a micro_batch'
         )
 
 # %% ../../nbs/runs/inputs.ipynb #c3cb9a78
@@ -271,7 +277,8 @@ NOT_OF_DATA = (  # settings that do not change what `prepare` returns
     'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
     'slot_init slot_std clip_length clip_stride carry predictor next_iters time_weight '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
-    'warmup_epochs num_epochs extended clip_norm train_precision engine seed'
+    'warmup_epochs num_epochs extended clip_norm train_precision engine seed micro_batch lr_rule warmup_samples compile '
+    'logger'
 ).split()
 
 

@@ -9,7 +9,7 @@ __all__ = ['Owner']
 import os
 from pathlib import Path
 from filelock import FileLock, Timeout
-from ..core import SlotnbError, delete_leftovers
+from ..core import SlotnbError, delete_leftovers, read_json
 
 # %% ../../nbs/runs/owner.ipynb #0abb43af
 class Owner:
@@ -26,6 +26,7 @@ class Owner:
             self.lock = FileLock(f'{path}.lock')
             self.lock.acquire(timeout=wait)
             path.write_text(str(os.getpid()))
+            self._refuse_pipes()
         except Timeout:
             number = path.read_text() if path.exists() else 'unknown'
             raise SlotnbError(
@@ -33,9 +34,17 @@ class Owner:
             ) from None
         except OSError as e:
             self.release()
+            if file := next((p for p in (self.folder, *self.folder.parents) if p.is_file()), None):
+                raise SlotnbError(f'{folder} cannot be a folder, because {file} is a file; choose another') from None
             raise SlotnbError(
                 f'cannot write {folder}: {e.strerror or e}; free some space or choose another folder'
             ) from e
+
+    def _refuse_pipes(self):
+        "Opening one waits for ever."
+        if pipe := next((p for p in self.folder.iterdir() if p.is_fifo() or p.is_socket()), None):
+            self.release()
+            raise SlotnbError(f'{pipe} is no regular file; delete it, or choose another folder')
 
     def delete_leftovers(
         self,
@@ -57,3 +66,34 @@ class Owner:
 
     def __exit__(self, *_):
         self.release()
+
+# %% ../../nbs/runs/owner.ipynb #c2cef20e
+def read_record(
+    path: str | Path,  # JSON file that says what made the content of its folder
+) -> dict:  # empty if there is none
+    "Read a record. `SlotnbError` if it is none."
+    record = read_json(path) if Path(path).exists() else {}
+    if not isinstance(record, dict):
+        raise SlotnbError(f'{path} is no record of what this folder holds; choose another folder')
+    return record
+
+
+def same_record(
+    there: dict,  # what made the content of the folder
+    here: dict,  # what would be written now
+    holds: str,  # folder and content, e.g. 'masks holds masks of other settings'
+    remedy: str = 'choose another folder',
+):
+    "`SlotnbError` names the first field that differs."
+    for k in sorted(there.keys() | here.keys()):
+        old, new = there.get(k), here.get(k)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):  # such as a backbone's record: what in it
+            return same_record(
+                {f'{k}: {part}': v for part, v in old.items()},
+                {f'{k}: {part}': v for part, v in new.items()},
+                holds,
+                remedy,
+            )
+        raise SlotnbError(f'{holds} ({k} {old!r} there, {new!r} here); {remedy}')

@@ -80,7 +80,7 @@ def pack(
     results = [read_sealed(checkpoint_path(d).parent / 'result.json') for d in run_dirs]
     for name in ('signature', 'digest'):  # of this machine, and of the file as it was
         config.pop(name, None)
-    config['config']['save_dir'] = 'checkpoints'
+    config['config'] |= dict(save_dir='checkpoints', data_dir=Path(config['config']['data_dir']).name, device='auto')
     out.mkdir(parents=True, exist_ok=True)
     save_tensors(out / 'best_model.safetensors', tensors, **{k: literal_eval(v) for k, v in meta.items()})
     save_tensors(out / 'probe.safetensors', dict(feats=feats))
@@ -93,8 +93,9 @@ def pack(
 def _card(name, config, results, about):
     scores = ('fg_ari', 'ari', 'mbo')
     lines = [f'# {name}', '', about, '']
-    lines += ['| masks | FG-ARI | ARI | mBO |', '|---|---|---|---|']
-    for source in ('attn', 'merged', 'refined'):
+    found = [s for s in ('attn', 'merged', 'refined') if all(f'{m}_{s}' in r for r in results for m in scores)]
+    lines += ['| masks | FG-ARI | ARI | mBO |', '|---|---|---|---|'] if found else ['No scores: no ground truth.']
+    for source in found:
         values = [np.array([100 * r[f'{score}_{source}'] for r in results]) for score in scores]
         spread = [f' ± {v.std(ddof=1):.1f}' if len(v) > 1 else '' for v in values]
         lines.append(f'| {source} | ' + ' | '.join(f'{v.mean():.1f}{s}' for v, s in zip(values, spread)) + ' |')
@@ -105,10 +106,7 @@ def _card(name, config, results, about):
     )
     names = ('backbone', 'weights', 'layer', 'color', 'resolution', 'grid')
     backbone = {k: config['backbone'][k] for k in names if k in config['backbone']}
-    lines += [
-        '',
-        f'Test scenes, which no choice was made on; {seeds}. In percent, scored on the pixels of the image.',
-        '',
-    ]
+    scored = f'Test scenes, which no choice was made on; {seeds}. In percent, scored on the pixels of the image.'
+    lines += ['', scored, ''] if found else ['']
     lines += [f'- {k}: {v}' for k, v in (backbone | config['versions']).items()]
     return '\n'.join(lines) + '\n'

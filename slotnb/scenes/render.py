@@ -18,7 +18,7 @@ from multiprocessing import active_children, current_process, get_context, paren
 from pathlib import Path
 from tqdm import tqdm
 from ..core import SlotnbError, read_json, write_json
-from ..runs.owner import Owner
+from ..runs.owner import Owner, read_record, same_record
 from .kubric_files import write_scene
 from .lighting import light, load_mitsuba, sky_light
 from .physics import CLIP, need
@@ -37,15 +37,17 @@ def scene_kinds(
     return ['metal' if (i + 1) * num_metal // n > i * num_metal // n else 'mixed' for i in range(n)]
 
 # %% ../../nbs/scenes/render.ipynb #cell-9
-def _claim(
+def _record(
     out_dir: Path,  # contains the splits
     split: str,  # name of the split
     settings: dict,  # everything that affects the scenes
 ):
     "Write the settings of a split to render.json, or raise `SlotnbError` if they differ from those in it."
     file = out_dir / 'render.json'
-    recorded = read_json(file) if file.exists() else {}
+    recorded = read_record(file)
     made = recorded.get(split)
+    if not isinstance(made or {}, dict):
+        raise SlotnbError(f'{file} is no record of what this folder holds; choose another out_dir')
     if made is None:  # scenes without a render.json: use the flags of the first scene
         made = {}
         for file in sorted((out_dir / split).glob('scene_*/metadata.json'))[:1]:
@@ -54,12 +56,8 @@ def _claim(
             made = dict(metal='committed') | {k: flags[k] for k in settings if k in flags}
     if made:
         made = dict(floor='grey') | made  # scenes on the grey floor do not name it
-    for k in made:
-        if made[k] != settings.get(k):
-            raise SlotnbError(
-                f'{file}: {split} was made with {k} {made[k]}, not {settings.get(k)}; '
-                f'give the same {k} or choose another out_dir'
-            )
+    wanted, holds = {k: settings.get(k) for k in made}, f'{file}: {split} was made with other settings'
+    same_record(made, wanted, holds, 'give the same or choose another out_dir')
     kept = {k: v for k, v in settings.items() if (k, v) != ('floor', 'grey')}
     if recorded.get(split) != kept:
         write_json(out_dir / 'render.json', recorded | {split: kept})
@@ -193,7 +191,7 @@ def render(
                 mujoco=mujoco,
                 mitsuba=mitsuba,
             )
-            _claim(out_dir, s, settings)
+            _record(out_dir, s, settings)
             for i, f in enumerate(flags):
                 plan = common | dict(split=s, index=i) | f
                 tasks.append((out_dir / s / f'scene_{i:04d}', plan, samples, depth, normals))
@@ -213,10 +211,10 @@ def render(
 # %% ../../nbs/scenes/render.ipynb #cell-11
 def _validate(scenes, metal, frames, size, samples, split, workers, min_pixels, floor):
     "Raise `SlotnbError` for bad arguments of `render`."
-    smallest = dict(scenes=(scenes, 1), size=(size, 8), workers=(workers, 1), min_pixels=(min_pixels, 0))
-    for k, (v, least) in smallest.items():
-        if v is not None and v < least:
-            raise SlotnbError(f'{k} is {v}; give at least {least}')
+    limits = dict(scenes=(scenes, 1, 10**7), size=(size, 8, 8192), workers=(workers, 1, 4096))
+    for k, (v, least, most) in (limits | dict(min_pixels=(min_pixels, 0, 8192**2))).items():
+        if v is not None and not least <= v <= most:
+            raise SlotnbError(f'{k} is {v}; give {least} to {most}')
     if samples not in [4**k for k in range(1, 8)]:
         raise SlotnbError(f'samples is {samples}; give a power of four, 4 to 16384')
     if not 1 <= frames <= CLIP:

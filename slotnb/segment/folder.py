@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
 from tqdm import tqdm
-from ..core import SlotnbError, atomic_path, read_json, write_json
+from ..core import SlotnbError, atomic_path, write_json
 from ..data import Dataset, Sample, read_image, read_segmentation
 from ..plots import panels
-from ..runs.owner import Owner
-from .files import Labeled, coco, file_stem
+from ..runs.owner import Owner, read_record, same_record
+from .files import Labeled, coco, file_stem, write_film
 from .result import shrink
 from .segmenter import Segmenter
 
@@ -32,10 +32,12 @@ class MaskFiles:
     soft: bool = False  # masks and slots as safetensors
     coco: str = 'none'  # coco.json with 'rle' or 'polygons', or 'none'
     sheet: int = 12  # images on contact_sheet.png; 0 writes none
+    film: str = 'none'  # overlays of each video or scene as films/NAME.gif or .mp4: 'gif', 'mp4', or 'none'
 
     def __post_init__(self):
-        if self.coco not in ('none', 'rle', 'polygons'):
-            raise SlotnbError(f"coco '{self.coco}' must be one of none, rle, polygons")
+        for name, known in dict(coco=('none', 'rle', 'polygons'), film=('none', 'gif', 'mp4')).items():
+            if getattr(self, name) not in known:
+                raise SlotnbError(f"{name} '{getattr(self, name)}' must be one of {', '.join(known)}")
 
 
 def write_masks(
@@ -58,7 +60,8 @@ def write_masks(
             tqdm(desc=f'segment {dataset.root}', total=len(dataset), unit='image', disable=not show_progress) as bar,
             _open_index(out, rows) as append,
         ):
-            todo = _changed(dataset, stems, rows, out, numbered, files.soft, latest, bar)
+            whole = getattr(segmenter, 'whole_clips', False)
+            todo = _changed(dataset, stems, rows, out, numbered, files.soft, latest, bar, whole)
             for result in segmenter(todo, batch_size):
                 result.save(out, files.soft)
                 stem = file_stem(result.name, result.frame)
@@ -70,6 +73,8 @@ def write_masks(
         index = [latest[stem] for stem in stems]
         _write_index(out, index)
         _summarize(out, index, files)
+        if files.film != 'none':
+            _write_films(out, dataset, stems, files.film)
     segments = np.mean([int(row['segments']) for row in index])
     return dict(images=len(index), done=done, segments=float(segments), images_per_second=speed)
 
@@ -80,22 +85,11 @@ _COLUMNS = ('stem', 'file', 'digest', 'width', 'height', 'segments')
 def _claim(out, record):
     "Write segment.json, or refuse a folder that holds masks of another model or other settings."
     path, record = out / 'segment.json', json.loads(json.dumps(record))
-    if not path.exists():
-        if (out / 'labels').exists():
-            raise SlotnbError(f'{out} holds labels but no segment.json; choose another folder for the masks')
-        return write_json(path, record)
-    there = read_json(path)
-    if not isinstance(there, dict):
-        raise SlotnbError(f'{path} is not what slotnb segment writes; choose another folder')
-    for k in sorted(there.keys() | record.keys()):
-        old, new = there.get(k), record.get(k)
-        if old != new:
-            if isinstance(old, dict) and isinstance(new, dict):  # such as the backbone's record: what in it
-                part = next(p for p in sorted(old.keys() | new.keys()) if old.get(p) != new.get(p))
-                k, old, new = f'{k}: {part}', old.get(part), new.get(part)
-            raise SlotnbError(
-                f'{path.parent} holds masks of other settings ({k} {old!r} there, {new!r} here); choose another folder'
-            )
+    if path.exists():
+        return same_record(read_record(path), record, f'{out} holds masks of other settings')
+    if (out / 'labels').exists():
+        raise SlotnbError(f'{out} holds labels but no segment.json; choose another folder for the masks')
+    write_json(path, record)
 
 
 def _read_index(out):
@@ -135,21 +129,50 @@ class _open_index:
         self.file.close()
 
 
-def _changed(dataset, stems, rows, out, numbered, soft, latest, bar) -> Iterator[Sample]:
-    "Samples that have no masks yet, or whose pixels have changed; `latest` gets the row of every sample."
-    for sample, stem in zip(dataset, stems):
+def _changed(dataset, stems, rows, out, numbered, soft, latest, bar, whole) -> Iterator[Sample]:
+    """Samples that have no masks yet, or whose pixels have changed; `latest` gets the row of every sample. With `whole`
+    all frames of a scene, from the first, if one of them is such."""
+
+    def look(i):
+        "Sample, its row, and whether its masks are there."
+        sample, stem = dataset[i], stems[i]
         h, w = sample.image.shape[:2]
         about = dict(stem=stem, file=_relative(sample.path, dataset.root), digest=sample.image_digest())
         about |= dict(width=w, height=h)
         wanted = [out / 'labels' / f'{stem}.png', out / 'overlays' / f'{stem}.jpg']
         wanted += [out / 'soft' / f'{stem}.safetensors'] * soft
         old = rows.get(stem, {})
-        if old.get('digest') == about['digest'] and all(path.exists() for path in wanted):
-            latest[stem] = about | dict(segments=old['segments'])
-            bar.update()
-        else:
-            latest[stem] = about
-            yield sample._replace(frame=sample.frame if numbered else None)
+        return sample, about, old.get('digest') == about['digest'] and all(path.exists() for path in wanted)
+
+    scenes = _scenes(dataset) if whole else [[i] for i in range(len(dataset))]
+    for own in scenes:
+        again = len(own) > 1 and not all(look(i)[2] for i in own)
+        for i in own:
+            sample, about, done = look(i)
+            latest[about['stem']] = about
+            if done and not again:
+                about['segments'] = rows[about['stem']]['segments']
+                bar.update()
+            else:
+                yield sample._replace(frame=sample.frame if numbered else None)
+
+
+def _scenes(dataset):
+    "Rows of the frames of each scene."
+    found = {}
+    for i, entry in enumerate(dataset.entries):
+        found.setdefault(entry.name, []).append(i)
+    return list(found.values())
+
+
+def _write_films(out, dataset, stems, kind):
+    "Films of the overlays of every scene of several frames, of at most 512 pixels a side."
+    for own in _scenes(dataset):
+        if len(own) > 1:
+            overlays = (shrink(read_image(out / 'overlays' / f'{stems[i]}.jpg'), 512) for i in own)
+            path = out / 'films' / file_stem(dataset.entries[own[0]].name)
+            rate = dataset.rate(dataset.entries[own[0]]) if hasattr(dataset, 'rate') else 0
+            write_film(path.with_name(f'{path.name}.{kind}'), overlays, rate or 12)  # 12: of MOVi
 
 
 def _relative(path, root):

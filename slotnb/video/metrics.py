@@ -23,18 +23,20 @@ def _outline(masks):
 
 # %% ../../nbs/video/metrics.ipynb #6502208c
 def boundary_f(
-    true: np.ndarray,  # (t h w) bool
-    pred: np.ndarray,  # (t h w) bool
+    true: np.ndarray,  # (n h w) bool, masks of one frame
+    pred: np.ndarray,  # (k h w) bool, other masks of the same frame
     tolerance: float = 0.008,  # of the diagonal, rounded up to whole pixels
-) -> np.ndarray:  # (t) from 0 to 1
-    "F of the outlines of a mask in each frame (Perazzi et al. 2016, section 4.1). 1 if both masks are empty."
+) -> np.ndarray:  # (n k) from 0 to 1
+    "F of the outlines of each mask with each other (Perazzi et al. 2016, section 4.1). 1 if both masks are empty."
     radius = math.ceil(tolerance * math.hypot(*true.shape[1:]))
     y, x = np.mgrid[-radius : radius + 1, -radius : radius + 1]
     disk = (x**2 + y**2 <= radius**2)[None]
-    a, b = _outline(np.asarray(true, bool)), _outline(np.asarray(pred, bool))
-    num_true, num_pred = a.sum((1, 2)), b.sum((1, 2))
-    recall = (a & binary_dilation(b, disk)).sum((1, 2)) / np.maximum(num_true, 1)
-    precision = (b & binary_dilation(a, disk)).sum((1, 2)) / np.maximum(num_pred, 1)
+    outlines = [_outline(np.asarray(m, bool)) for m in (true, pred)]
+    flat = lambda m: m.reshape(len(m), math.prod(true.shape[1:])).astype(np.float32)
+    a, b, near_a, near_b = (flat(m) for m in (*outlines, *(binary_dilation(m, disk) for m in outlines)))
+    num_true, num_pred = a.sum(1)[:, None], b.sum(1)[None]
+    recall = a @ near_b.T / np.maximum(num_true, 1)
+    precision = near_a @ b.T / np.maximum(num_pred, 1)
     f = 2 * precision * recall / np.maximum(precision + recall, 1e-12)
     return np.where((num_true == 0) & (num_pred == 0), 1.0, f)
 
@@ -53,24 +55,36 @@ def frame_tables(
     return np.pad(table, ((0, 0), (0, t * k - table.shape[1]))).reshape(-1, t, k).swapaxes(0, 1)
 
 
+def _pairs(true, pred):
+    "J and F of each object with each label in each frame, (t n k), and which objects are in which frames, (t n)."
+    tables = frame_tables(true, pred)
+    size, other = tables.sum(2)[:, 1:], tables.sum(1)  # (t n), (t k)
+    union = size[:, :, None] + other[:, None] - tables[:, 1:]
+    j, f = np.where(union > 0, tables[:, 1:] / np.maximum(union, 1), 1.0), np.empty(union.shape)
+    for t, (seen, own) in enumerate(zip(np.asarray(true), np.asarray(pred))):
+        own = np.where(seen < 0, -1, own)
+        masks = [x[None] == np.arange(n)[:, None, None] for x, n in ((seen, size.shape[1] + 1), (own, len(other[0])))]
+        f[t] = boundary_f(masks[0][1:], masks[1])
+    return j, f, size > 0
+
+
+def _assigned(j, f, there):
+    "J, F and their mean for the objects `there` (n bool) of j and f (n k), each with the label that suits it best."
+    if not there.any():
+        return dict(j=math.nan, f=math.nan, jf=math.nan)
+    own = linear_sum_assignment(j[there] + f[there], maximize=True)
+    scores = {name: float(x[there][own].sum() / there.sum()) for name, x in dict(j=j, f=f).items()}
+    return scores | dict(jf=(scores['j'] + scores['f']) / 2)
+
+
 def region_and_boundary(
     true: np.ndarray,  # (t h w) ints, 0 = background, -1 = void
     pred: np.ndarray,  # (t h w) ints from 0
 ) -> dict[str, float]:  # j, f and their mean jf; NaN without objects
-    "J and F of DAVIS, mean over the objects of a clip. Each object has one label, each label one object at most."
-    tables = frame_tables(true, pred)
-    size, other = tables.sum(2), tables.sum(1)  # (t n), (t k)
-    union = size[:, :, None] + other[:, None] - tables
-    j = np.where(union > 0, tables / np.maximum(union, 1), 1.0).mean(0)[1:]  # (n - 1, k)
-    there = np.flatnonzero(size[:, 1:].sum(0))
-    if not len(there):
-        return dict(j=math.nan, f=math.nan, jf=math.nan)
-    void, f = np.asarray(true) < 0, []
-    rows, labels = linear_sum_assignment(j[there], maximize=True)
-    for i, k in zip(there[rows] + 1, labels):
-        f.append(boundary_f(true == i, (pred == k) & ~void).mean())
-    scores = dict(j=float(j[there[rows], labels].sum() / len(there)), f=float(np.sum(f) / len(there)))
-    return scores | dict(jf=(scores['j'] + scores['f']) / 2)
+    """J and F of DAVIS, mean over the objects of a clip. Each object has one label, each label one object at most;
+    labels are assigned by the mean of J and F over the frames (Caelles et al. 2019)."""
+    j, f, there = _pairs(true, pred)
+    return _assigned(j.mean(0), f.mean(0), there.any(0))
 
 # %% ../../nbs/video/metrics.ipynb #fb1f0aca
 def evaluate_clip(
@@ -79,10 +93,11 @@ def evaluate_clip(
     materials: Sequence[str] | None = None,  # as in `slotnb.metrics.evaluate_scene`
 ) -> dict[str, float]:  # ari, fg_ari, mbo, miou, j, f, jf, each with `_video` and `_image`; fractions
     "All scores of a clip, as a whole and as the mean over its frames. Frames without an object have only an ARI."
-    whole = evaluate_scene(true, pred, materials) | region_and_boundary(true, pred)
+    j, f, there = _pairs(true, pred)
+    whole = evaluate_scene(true, pred, materials) | _assigned(j.mean(0), f.mean(0), there.any(0))
     frames = [
-        evaluate_scene(a, b, materials) | region_and_boundary(a[None], b[None])
-        for a, b in zip(np.asarray(true), np.asarray(pred))
+        evaluate_scene(a, b, materials) | _assigned(*pairs)
+        for a, b, *pairs in zip(np.asarray(true), np.asarray(pred), j, f, there)
     ]
     scores = {f'{k}_video': v for k, v in whole.items()}
     for k in whole:

@@ -357,7 +357,10 @@ def test_other_settings_are_refused_by_name(field, value, nothing_is_drawn, tmp_
     ]
     if field == 'size':
         same['min_pixels'] = 1
-    with pytest.raises(SlotnbError, match=rf'render.json: train was made with {field} .*; give the same {field}'):
+    with pytest.raises(
+        SlotnbError,
+        match=rf'render.json: train was made with other settings \({field} .* there, .* here\); give the same',
+    ):
         r.render(tmp_path, **same | {field: value})
     assert r.render(tmp_path, split='test', **same | {field: value}) == 2  # another split may differ
     assert set(read_json(tmp_path / 'render.json')) == {'train', 'test'}
@@ -367,9 +370,11 @@ def test_scenes_without_render_json_are_compared_too(nothing_is_drawn, tmp_path)
     same = dict(scenes=2, size=32, samples=4, progress=False)
     r.render(tmp_path, **same)
     (tmp_path / 'render.json').unlink()
-    with pytest.raises(SlotnbError, match='metadata.json: train was made with seed 0, not 1'):
+    with pytest.raises(
+        SlotnbError, match=r'metadata.json: train was made with other settings \(seed 0 there, 1 here\)'
+    ):
         r.render(tmp_path, seed=1, **same)
-    with pytest.raises(SlotnbError, match='metal 0.5..0.5, not 1.0..1.0'):
+    with pytest.raises(SlotnbError, match="metal '0.5..0.5' there, '1.0..1.0' here"):
         r.render(tmp_path, metal=1, **same)
     assert r.render(tmp_path, **same) == 0 and (tmp_path / 'render.json').exists()
 
