@@ -203,10 +203,7 @@ def _target_kept(run, data):
         return dict(target_std_kept=1.0, target_rank_kept=1.0)
     normalized = LazyFeatures(data.test, run.normalizer)
     before, after = (feature_stats(feats) for feats in (normalized, LazyFeatures(normalized, run.model.target)))
-    return dict(
-        target_std_kept=after['std'] / before['std'],
-        target_rank_kept=after['components_90'] / before['components_90'],
-    )
+    return {f'target_{k}_kept': after[v] / before[v] for k, v in dict(std='std', rank='components_90').items()}
 
 
 def evaluate(

@@ -94,7 +94,7 @@ def test_what_lies_where_a_file_should(tmp_path, how, words, name):
     path.unlink()
     how(path)
     if name == 'metadata.json' and words in ('it is empty', 'mode CMYK'):
-        words = 'not valid JSON'
+        words = 'not valid JSON' if words == 'it is empty' else 'is no text in UTF-8'
     rest = KubricFolders(tmp_path, skip_broken=True, progress=False)
     assert (
         rest.scenes == ['scene_0000', 'scene_0002']

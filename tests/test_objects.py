@@ -231,7 +231,7 @@ def test_tokens_of_moved_images_interleave():
         torch.testing.assert_close(tokens[:, y::2, x::2].flatten(1, 2), moved)
     with pytest.raises(SlotnbError, match='cannot be shifted'):
         ShiftedBackbone(ViTBackbone('dinov2_vits14', 'random', resolution=56, grid_size=16, device='cpu'))
-    with pytest.raises(SlotnbError, match='at least 1'):
+    with pytest.raises(SlotnbError, match='1 to 8'):
         ShiftedBackbone(net, 0)
 
 

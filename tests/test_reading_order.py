@@ -49,6 +49,7 @@ def test_each_section_holds_its_own_folder():
     folder_of = {
         'Core': 'nbs',
         'Variants': 'nbs/variants',
+        'Mask head': 'nbs/mask_head',
         'Segment': 'nbs/segment',
         'Video': 'nbs/video',
         'Explorer': 'nbs/explorer',

@@ -2,8 +2,8 @@
 
 `python reports/objects/mask_heads.py` trains runs of the default recipe and heads on their masks of the 60 committed
 training scenes, and scores both on the 40 validation scenes of `ablation.py`; with the argument `test` also on the
-committed test scenes, which was done once, after everything had been chosen. It writes mask_heads.csv,
-mask_heads_causes.csv and mask_heads_test_*.png beside this file; finished runs and heads are kept.
+committed test scenes. It writes mask_heads.csv, mask_heads_causes.csv and mask_heads_test_*.png beside this file;
+finished runs and heads are kept.
 """
 
 import sys
@@ -14,8 +14,8 @@ import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
-from ablation import SCORES, validation_scenes
-from claims import BASE, COMMITTED, QUESTIONS, STUDY
+from ablation import FOLDER, SCORES, validation_scenes
+from colors import COMMITTED
 from finer import CAUSES
 from slotnb.evaluate import load_run
 from slotnb.features import extract
@@ -25,16 +25,12 @@ from slotnb.mask_head.training import refined_labels
 from slotnb.metrics import evaluate_scene
 from slotnb.plots import match_colors, overlay, panels
 from slotnb.runs.inputs import frozen_backbone
-from slotnb.study import plan_study
+from slotnb.study import Arm, plan_study
 from slotnb.train import fit
 
-HERE, SEEDS = Path(__file__).parent, (0, 1, 2)
-REFINED, HEAD, UNPASTED, TWICE = (
-    'refined masks',
-    'mask head',
-    'without pasted objects',
-    'trained on the masks of a head',
-)
+HERE, STUDY, SEEDS = Path(__file__).parent, FOLDER / 'mask_heads', (0, 1, 2)
+BASE = 'default recipe'
+REFINED, HEAD, UNPASTED = 'refined masks', 'mask head', 'without pasted objects'
 
 
 def scenes_of(split):
@@ -56,9 +52,6 @@ def head_of(run, arm):
     file = run.folder / f'{arm.replace(" ", "-")}.safetensors'
     if not file.is_file():
         images, labels = [s.image for s in scenes_of('train')], labels_of(run, 'train')
-        if arm == TWICE:
-            first = head_of(run, HEAD)
-            labels = [first.labels(x, y == 0) for x, y in zip(images, labels)]
         share = dict(paste_share=0.0) if arm == UNPASTED else {}
         MaskHead.train(images, labels, run.config.seed, **share).save(file)
     return MaskHead.load(file)
@@ -91,10 +84,12 @@ def draw(run, ids):
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    configs = plan_study(QUESTIONS['base'], SEEDS, STUDY, data_dir=str(COMMITTED), device='cpu')[BASE]
+    configs = plan_study(
+        [Arm(BASE, 'the default of `slotnb train`')], SEEDS, STUDY, data_dir=str(COMMITTED), device='cpu'
+    )[BASE]
     splits = ['validation', 'test'] if 'test' in sys.argv[1:] else ['validation']
     jobs = [(arm, split) for split in splits for arm in (REFINED, HEAD)]
-    jobs += [(arm, 'validation') for arm in (UNPASTED, TWICE)]
+    jobs.append((UNPASTED, 'validation'))
     rows, causes = [], []
     for (arm, split), config in tqdm([(job, c) for job in jobs for c in configs], 'heads', unit='head'):
         run = load_run(fit(config, show_progress=False))

@@ -10,7 +10,6 @@ __all__ = ['TRAIN', 'SWEEP', 'TUNE', 'COMMANDS', 'expand', 'TrainCommand', 'Mask
 import os
 import sys
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Annotated
 import tyro
 from tqdm import tqdm
@@ -212,7 +211,8 @@ def _segment_all(c):
 
 
 def _mask_head(c):
-    scores, folder = fit_mask_head(c.run, c.steps, trust=c.allow_custom_code), Path(c.run).expanduser()
+    scores = fit_mask_head(c.run, c.steps, trust=c.allow_custom_code)
+    folder = checkpoint_path(c.run).parent
     names = {'FG-ARI': 'fg_ari', 'ARI': 'ari', 'mBO': 'mbo'}
     for kind, title in (('refined', 'refined masks'), ('head', 'mask head')):
         found = [f'{name} {100 * scores[f"{k}_{kind}"]:.1f}' for name, k in names.items() if f'{k}_{kind}' in scores]

@@ -22,6 +22,7 @@ from .head import STEPS, MaskHead
 from ..metrics import evaluate_labels
 from ..model import outputs
 from ..refine import refine_masks
+from ..runs.checkpoints import SHIPPED
 from ..runs.inputs import RunData, prepare
 from ..runs.identity import check_same_run
 from ..runs.owner import Owner
@@ -54,14 +55,17 @@ HEAD_FILE, HEAD_SCORES = 'mask_head.safetensors', 'mask_head.json'
 
 
 def fit_mask_head(
-    run_dir: str | Path,  # a trained run
+    run_dir: str | Path,  # a trained run, which gets mask_head.safetensors, .json and, with ground truth, a table
     steps: int = STEPS,  # of training
     show_progress: bool = True,
     data: RunData | None = None,  # of `prepare`; None reads it
     trust: bool = False,  # see `slotnb.evaluate.load_run`
 ) -> dict:  # scores of the test images, or nothing if they have no ground truth; also in mask_head.json
     "Train a mask head on a run's own masks, with the run's seed, and score it. `SlotnbError` for a run of mode video."
-    run, run_dir = load_run(run_dir, trust), Path(run_dir)
+    run = load_run(run_dir, trust)
+    run_dir = run.folder
+    if SHIPPED in run_dir.parents:
+        raise SlotnbError(f'{run_dir.name} comes with the package; train a run of your own, and its mask head')
     if run.config.mode == 'video':
         raise SlotnbError(f'{run_dir} is a run of mode video; a mask head needs a run of mode still')
     if steps < 1:

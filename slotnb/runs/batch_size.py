@@ -64,7 +64,7 @@ def computed(
     "`compile` and `micro_batch`. `SlotnbError` if there is no compiler."
     how = ''
     if config.compile:
-        compiler = os.environ.get('CXX', 'g++')
+        compiler = os.environ.get('CXX', 'c++')
         if next(model.parameters()).device.type == 'cpu' and not shutil.which(compiler):
             raise SlotnbError(f'--compile needs the C++ compiler {compiler}, which is missing; install it or set CXX')
         model, how = torch.compile(model), ', torch.compile'

@@ -268,8 +268,8 @@ def check_memory(
     if weights + masks > memory:
         raise SlotnbError(
             f'training needs more than {(weights + masks) / 1e9:.0f} GB, and this machine has {memory / 1e9:.0f} GB: '
-            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters} or batch_size {config.batch_size}, '
-            'or give a micro_batch'
+            f'lower slot_dim {width}, num_slots {slots}, num_iters {config.num_iters}, batch_size {config.batch_size} '
+            'or micro_batch'
         )
 
 # %% ../../nbs/runs/inputs.ipynb #c3cb9a78
@@ -277,8 +277,8 @@ NOT_OF_DATA = (  # settings that do not change what `prepare` returns
     'save_dir normalizer space_dim rounds flip num_slots projection slot_attention slot_dim num_iters attn_temperature '
     'slot_init slot_std clip_length clip_stride carry predictor next_iters time_weight '
     'decoder hidden_dim pos_std mask_temperature target weight_init warm_start loss diversity_weight optimizer lr '
-    'warmup_epochs num_epochs extended clip_norm train_precision engine seed micro_batch lr_rule warmup_samples compile '
-    'logger'
+    'warmup_epochs num_epochs extended clip_norm train_precision engine seed micro_batch lr_rule warmup_samples '
+    'compile logger'
 ).split()
 
 

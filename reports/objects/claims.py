@@ -1,0 +1,74 @@
+"""The claims of the source report once more, under the default recipe: one setting changed at a time, paired by seed.
+
+`python reports/objects/claims.py` trains every arm and scores it on the 40 validation scenes of `ablation.py`; the test
+scenes are not used. It writes claims.csv beside this file. Finished runs are kept, and all arms of a seed come before
+the next seed, so that an interrupted study has whole seeds.
+"""
+
+import sys
+from pathlib import Path
+import pandas as pd
+import torch
+from tqdm import tqdm
+from ablation import FOLDER, SCORES
+from colors import COMMITTED, score
+from slotnb.study import Arm, plan_study
+from slotnb.train import fit
+
+HERE, STUDY = Path(__file__).parent, FOLDER / 'claims'
+SEEDS, BASE = (0, 1, 2, 3, 4), 'default recipe'
+QUESTIONS = {
+    'base': [Arm(BASE, 'the default of `slotnb train`')],
+    'normalization': [
+        *(Arm(k, f'normalizer {k} instead of lda', dict(normalizer=k)) for k in ('none', 'instance', 'token')),
+        Arm('dataset', 'normalizer dataset instead of lda', dict(normalizer='dataset')),
+        Arm('pca', 'normalizer pca, one round', dict(normalizer='pca')),
+    ],
+    'scale': [
+        *(Arm(f'std {s:g}', f'raw features rescaled to std {s:g}', dict(feature_std=s)) for s in (0.47, 3.74)),
+        *(
+            Arm(f'none, std {s:g}', f'the same without a space, std {s:g}', dict(normalizer='none', feature_std=s))
+            for s in (0.47, 3.74)
+        ),
+    ],
+    'temperature': [
+        Arm('mask temperature 0.5', 'of the masks that the decoder uses', dict(mask_temperature=0.5)),
+        Arm('attention temperature 0.5', "of slot attention's softmax", dict(attn_temperature=0.5)),
+    ],
+    'diversity': [
+        Arm(f'diversity {w:g}', f'slot diversity weight {w:g}', dict(diversity_weight=w)) for w in (0.1, 1.0)
+    ],
+    'batch': [
+        Arm('batch 2', 'batch 2, the same rate', dict(batch_size=2)),
+        Arm('batch 2, rate / 4', 'batch 2, rate divided by 4', dict(batch_size=2, lr=0.0005)),
+        Arm('batch 16, rate x 2', 'batch 16, rate times 2', dict(batch_size=16, lr=0.004)),
+        Arm('batch 32', 'batch 32, the same rate', dict(batch_size=32)),
+        Arm('batch 32, rate x 4', 'batch 32, rate times 4', dict(batch_size=32, lr=0.008)),
+    ],
+    'slots': [Arm(f'{k} slots', f'{k} slots instead of 11', dict(num_slots=k)) for k in (7, 15)],
+}
+
+
+def collect(plan):
+    "Mean scores of each finished run."
+    columns, rows = [f'{m}_{k}' for k in ('attn', 'merged', 'refined') for m in SCORES], []
+    question = {a.name: q for q, arms in QUESTIONS.items() for a in arms}
+    for name, configs in plan.items():
+        for c in configs:
+            file = c.run_dir / 'validation.csv'
+            if file.is_file():
+                about = dict(question=question[name], arm=name, seed=c.seed)
+                rows.append(about | pd.read_csv(file)[columns].mean().to_dict())
+    return pd.DataFrame(rows).round(4)
+
+
+if __name__ == '__main__':
+    torch.set_num_threads(1)
+    seeds = SEEDS[: int(sys.argv[1])] if sys.argv[1:] else SEEDS
+    arms = [a for group in QUESTIONS.values() for a in group]
+    plan = plan_study(arms, seeds, STUDY, data_dir=str(COMMITTED), device='cpu')
+    for config in tqdm([configs[i] for i in range(len(seeds)) for configs in plan.values()], 'runs', unit='run'):
+        if not (config.run_dir / 'validation.csv').is_file():
+            fit(config, show_progress=False)
+            score(config, 'validation')
+            collect(plan).to_csv(HERE / 'claims.csv', index=False)
