@@ -56,7 +56,7 @@ def test_what_is_refused(run_dir, tmp_path, capfd):
         (['segment', str(picture), '--run', str(bare), '--mask_head', *out], f'slotnb mask_head {bare}'),
         (['segment', str(picture), '--run', 'spectral', '--mask_head', *out], 'spectral has none'),
         (['segment', str(picture), '--run', str(run_dir), '--mask_head', '--no_refine', *out], 'no_refine'),
-        (['mask_head', str(tmp_path / 'none')], 'no trained run'),
+        (['mask_head', str(tmp_path / 'none')], 'does not exist'),
         (['mask_head', str(run_dir), '--steps', '0'], 'at least 1'),
     ):
         assert main(args) == 2
