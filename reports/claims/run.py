@@ -147,7 +147,7 @@ def measure_claims(
     )
     provenance = dict(
         config=asdict(config),
-        base=asdict(replace(plan['base'][0], save_dir='', data_dir='')),
+        base=asdict(plan['base'][0]) | dict(save_dir='', data_dir=''),
         missing=missing,
         failed=failed,
         versions=versions(),
