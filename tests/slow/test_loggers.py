@@ -3,6 +3,7 @@
 import signal
 import pandas as pd
 import pytest
+from dataclasses import replace
 from slotnb.core import read_json
 from slotnb.runs.config import TrainConfig
 from slotnb.train import fit
