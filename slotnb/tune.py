@@ -17,10 +17,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import torch
 from tqdm import tqdm
-from .core import SlotnbError, need_extra, read_json, write_json
+from .core import SlotnbError, need_extra, write_json
 from .label_free import OBJECTIVES, run_value
 from .runs.executors import Execution, make_executor
-from .runs.owner import Owner
+from .runs.owner import Owner, read_record, same_record
 from .runs.verify import write_table
 from .search_space import CHOICES, RANGES, TuneConfig, check_search, default_params, suggest, trial_configs
 from .sweep import data_digests, parse_settings, run_all
@@ -144,13 +144,9 @@ def _start(config, executor, show_progress):
     "Features of all layers, computed once; tune.json. Returns the backbones that have weights."
     path, found = Path(config.out_dir) / 'tune.json', []
     settings = json.loads(json.dumps({k: v for k, v in asdict(config).items() if k not in _MAY_CHANGE}))
-    record = read_json(path) if path.exists() else dict(settings=settings, data={})
-    for k, v in settings.items():
-        if record['settings'][k] != v:
-            raise SlotnbError(
-                f'{path.parent} holds a search with other settings ({k} {record["settings"][k]} there, {v} here); '
-                'choose another out_dir'
-            )
+    record = read_record(path) or dict(settings=settings, data={})
+    holds = f'{path.parent} holds a search with other settings'
+    same_record(record.get('settings', {}), settings, holds, 'choose another out_dir')
     for b in config.backbone:
         params = {name: getattr(config, name)[0] for name in (*RANGES, *CHOICES)}
         try:

@@ -84,16 +84,18 @@ def same_record(
     holds: str,  # folder and content, e.g. 'masks holds masks of other settings'
     remedy: str = 'choose another folder',
 ):
-    "`SlotnbError` names the first field that differs."
+    "`SlotnbError` names the fields that differ, the first four of them."
+    fields = [*_differences(there, here)]
+    if fields:
+        more = f'; and {len(fields) - 4} more' if len(fields) > 4 else ''
+        raise SlotnbError(f'{holds} ({"; ".join(fields[:4])}{more}); {remedy}')
+
+
+def _differences(there, here, prefix=''):
+    "A text for each field that differs. Of a dictionary, such as a backbone's record, each field is compared."
     for k in sorted(there.keys() | here.keys()):
         old, new = there.get(k), here.get(k)
-        if old == new:
-            continue
-        if isinstance(old, dict) and isinstance(new, dict):  # such as a backbone's record: what in it
-            return same_record(
-                {f'{k}: {part}': v for part, v in old.items()},
-                {f'{k}: {part}': v for part, v in new.items()},
-                holds,
-                remedy,
-            )
-        raise SlotnbError(f'{holds} ({k} {old!r} there, {new!r} here); {remedy}')
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from _differences(old, new, f'{prefix}{k}: ')
+        elif old != new:
+            yield f'{prefix}{k} {old!r} there, {new!r} here'
