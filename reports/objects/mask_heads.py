@@ -33,15 +33,17 @@ BASE = 'default recipe'
 REFINED, HEAD, UNPASTED = 'refined masks', 'mask head', 'without pasted objects'
 
 
-def scenes_of(split):
-    return validation_scenes() if split == 'validation' else open_dataset(COMMITTED, split, progress=False)
+def scenes_of(run, split):
+    if split == 'validation':
+        return validation_scenes()
+    return open_dataset(run.config.data_dir, split, progress=False)
 
 
 def labels_of(run, split):
     "The run's refined labels of a split; kept."
     file = run.folder / f'own-{split}.npz'
     if not file.is_file():
-        scenes = scenes_of(split)
+        scenes = scenes_of(run, split)
         feats = extract(frozen_backbone(run.config), scenes, show_progress=False)
         np.savez_compressed(file, labels=np.stack(refined_labels(run, feats, scenes, False)[1]).astype(np.uint8))
     return list(np.load(file)['labels'].astype(int))
@@ -51,7 +53,7 @@ def head_of(run, arm):
     "The head of an arm; kept."
     file = run.folder / f'{arm.replace(" ", "-")}.safetensors'
     if not file.is_file():
-        images, labels = [s.image for s in scenes_of('train')], labels_of(run, 'train')
+        images, labels = [s.image for s in scenes_of(run, 'train')], labels_of(run, 'train')
         share = dict(paste_share=0.0) if arm == UNPASTED else {}
         MaskHead.train(images, labels, run.config.seed, **share).save(file)
     return MaskHead.load(file)
@@ -65,7 +67,7 @@ def found_by(run, arm, split):
     file = run.folder / f'{arm.replace(" ", "-")}-{split}.npz'
     if not file.is_file():
         head = head_of(run, arm)
-        labels = [head.labels(s.image, x == 0) for s, x in zip(scenes_of(split), own)]
+        labels = [head.labels(s.image, x == 0) for s, x in zip(scenes_of(run, split), own)]
         np.savez_compressed(file, labels=np.stack(labels).astype(np.uint8))
     return list(np.load(file)['labels'].astype(int))
 
@@ -93,7 +95,7 @@ if __name__ == '__main__':
     rows, causes = [], []
     for (arm, split), config in tqdm([(job, c) for job in jobs for c in configs], 'heads', unit='head'):
         run = load_run(fit(config, show_progress=False))
-        scenes, labels = scenes_of(split), found_by(run, arm, split)
+        scenes, labels = scenes_of(run, split), found_by(run, arm, split)
         about = dict(arm=arm, seed=config.seed, split=split)
         for cause, change in CAUSES.items():
             changed = [evaluate_scene(s.segmentation, change(s.segmentation, y)) for s, y in zip(scenes, labels)]

@@ -1,4 +1,5 @@
-"""How the masks change with the number of training scenes, for the default recipe and for the MLP broadcast decoder.
+"""How the masks change with the number of training scenes, for the default recipe, for a mask head that is trained on
+its masks, and for the MLP broadcast decoder.
 
 `slotnb render --scenes 1200 --samples 16 --seed 11 --out_dir FOLDER` writes the training scenes; an interrupted
 rendering of more than 720 is enough. `python reports/objects/scaling.py FOLDER` trains every arm on the first of them
@@ -15,11 +16,14 @@ import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
-from ablation import FOLDER, SCORES
+from ablation import FOLDER, SCORES, validation_scenes
 from colors import COMMITTED, score
+from mask_heads import HEAD, found_by
+from slotnb.evaluate import load_run
 from slotnb.features import extract
 from slotnb.formats.convert import convert
 from slotnb.formats.detect import open_dataset
+from slotnb.metrics import evaluate_scene
 from slotnb.plots import match_colors, overlay, panels
 from slotnb.runs.config import PRESETS, TrainConfig
 from slotnb.runs.inputs import frozen_backbone
@@ -52,6 +56,7 @@ ARMS = [
     *(Arm(BROADCAST, n, e, w, STEPS, MLP) for n, e, w in ((60, 36, 6), (240, 9, 2), (720, 3, 1))),
     Arm(BROADCAST, 240, 36, 6, EPOCHS, MLP),
 ]
+WITH_HEAD = [a for a in ARMS if (a.model, a.kind) == (RECIPE, STEPS) and a.scenes in (60, 240, 720)]
 
 
 def first_scenes(source, count):
@@ -104,6 +109,14 @@ def extract_all(model, folders):
         extract(known, open_dataset(folders[n], 'train', progress=False), show_progress=False)
 
 
+def score_head(config, split):
+    "Scores of the segments of a mask head that is trained on a run's own masks of its training scenes."
+    found = found_by(load_run(config.run_dir), HEAD, split)
+    scenes = validation_scenes() if split == 'validation' else open_dataset(COMMITTED, 'test', progress=False)
+    table = pd.DataFrame([evaluate_scene(s.segmentation, x) for s, x in zip(scenes, found)])[[*SCORES]]
+    table.add_suffix('_head').to_csv(config.run_dir / f'head-{split}.csv', index=False)
+
+
 def collect(runs):
     "Mean scores of each run and split, and the training's last losses."
     columns, rows = [f'{m}_{k}' for k in ('attn', 'merged', 'refined') for m in SCORES], []
@@ -114,9 +127,10 @@ def collect(runs):
         about = dict(arm=arm.name, model=arm.model, scenes=arm.scenes, kind=arm.kind, seed=seed)
         about |= dict(mse=last.mse, val_fvu=last.val_fvu, mask_entropy=last.val_mask_entropy)
         for split in ('validation', 'test'):
-            rows.append(
-                about | dict(split=split) | pd.read_csv(config.run_dir / f'{split}.csv')[columns].mean().to_dict()
-            )
+            scores = pd.read_csv(config.run_dir / f'{split}.csv')[columns].mean().to_dict()
+            if (file := config.run_dir / f'head-{split}.csv').is_file():
+                scores |= pd.read_csv(file).mean().to_dict()
+            rows.append(about | dict(split=split) | scores)
     return pd.DataFrame(rows).round(4)
 
 
@@ -150,6 +164,11 @@ if __name__ == '__main__':
             fit(config, show_progress=False)
         for split in missing:
             score(config, split)
+        collect(runs).to_csv(HERE / 'scaling.csv', index=False)
+    heads = [(c, s) for arm, _, c in runs if arm in WITH_HEAD for s in ('validation', 'test')]
+    for config, split in tqdm(heads, 'heads', unit='split'):
+        if not (config.run_dir / f'head-{split}.csv').is_file():
+            score_head(config, split)
     collect(runs).to_csv(HERE / 'scaling.csv', index=False)
     file = HERE / 'scaling_test.png'
     draw(runs, range(12)).savefig(file, dpi=100)
