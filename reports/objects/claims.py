@@ -2,7 +2,8 @@
 
 `python reports/objects/claims.py` trains every arm and scores it on the 40 validation scenes of `ablation.py`; the test
 scenes are not used. It writes claims.csv beside this file. Finished runs are kept, and all arms of a seed come before
-the next seed, so that an interrupted study has whole seeds.
+the next seed. A seed with all its arms in claims.csv is not trained again, so that the study may go on on another
+machine: an arm is compared with the default of its own seed only.
 """
 
 import sys
@@ -62,13 +63,22 @@ def collect(plan):
     return pd.DataFrame(rows).round(4)
 
 
+def whole_seeds(arms):
+    "The rows of claims.csv of the seeds that have all arms."
+    if not (HERE / 'claims.csv').is_file():
+        return pd.DataFrame(columns=['seed'])
+    rows = pd.read_csv(HERE / 'claims.csv')
+    return rows[rows.groupby('seed').arm.transform('nunique') == len(arms)]
+
+
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    seeds = SEEDS[: int(sys.argv[1])] if sys.argv[1:] else SEEDS
     arms = [a for group in QUESTIONS.values() for a in group]
-    plan = plan_study(arms, seeds, STUDY, data_dir=str(COMMITTED), device='cpu')
+    before = whole_seeds(arms)
+    seeds = [s for s in (SEEDS[: int(sys.argv[1])] if sys.argv[1:] else SEEDS) if s not in set(before.seed)]
+    plan = plan_study(arms, seeds, STUDY, data_dir=str(COMMITTED), device='cpu') if seeds else {}
     for config in tqdm([configs[i] for i in range(len(seeds)) for configs in plan.values()], 'runs', unit='run'):
         if not (config.run_dir / 'validation.csv').is_file():
             fit(config, show_progress=False)
             score(config, 'validation')
-            collect(plan).to_csv(HERE / 'claims.csv', index=False)
+            pd.concat([before, collect(plan)]).to_csv(HERE / 'claims.csv', index=False)
