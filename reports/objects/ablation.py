@@ -93,7 +93,8 @@ def score(name, seed):
         return read_json(kept)
     run = load_run(fit(config, show_progress=False))
     scenes, net = validation_scenes(), frozen_backbone(config)
-    feats = LazyFeatures(extract(net, scenes, show_progress=False), run.normalizer)
+    raw = LazyFeatures(extract(net, scenes, show_progress=False), lambda x: x * run.scale)
+    feats = LazyFeatures(raw, run.normalizer)
     images, grid, rows, right = list(scenes), net.grid, [], []
     normalized = batches(feats, 8)
     i = 0

@@ -73,7 +73,8 @@ def score(config, split):
     run = load_run(config.run_dir)
     scenes = validation_scenes() if split == 'validation' else open_dataset(COMMITTED, 'test', progress=False)
     net = frozen_backbone(config)
-    feats = LazyFeatures(extract(net, scenes, show_progress=False), run.normalizer)
+    raw = LazyFeatures(extract(net, scenes, show_progress=False), lambda x: x * run.scale)
+    feats = LazyFeatures(raw, run.normalizer)
     images, tables, labels = iter(scenes), [], []
     for x, out in zip(batches(feats, 8), outputs(run.model, feats, config.seed, 8)):
         some = [*islice(images, len(x))]
