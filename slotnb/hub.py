@@ -7,13 +7,13 @@ __all__ = ['save_pretrained', 'push_to_hub', 'from_pretrained']
 
 # %% ../nbs/appendix/hub.ipynb #1a08dd9d
 import tempfile
+from dataclasses import asdict
 from pathlib import Path
 from .core import SlotnbError, atomic_path, one_line
 from .evaluate import Run, load_run
 from .parts import PARTS, is_custom
 from .runs.checkpoints import checkpoint_path
 from .runs.config import TrainConfig
-from .runs.identity import read_about
 from .runs.inputs import frozen_backbone
 from .runs.shipped import pack
 
@@ -67,13 +67,12 @@ def save_pretrained(
         raise SlotnbError(f'{folder} is the run itself; give another folder')
     if missing := [d for d in run_dirs if not (checkpoint_path(d).parent / 'result.json').is_file()]:
         raise SlotnbError(f'{missing[0]} is no finished run (result.json is missing); slotnb train finishes it')
-    settings = read_about(first / 'config.json')['config']
     config = load_run(first, trust=True).config  # refuses what cannot be loaded; the run is the user's own
     about = about or f'Slot attention on frozen features of {config.backbone}, trained on {Path(config.data_dir).name}.'
     pack(run_dirs, folder, frozen_backbone(config), about)
     card = (folder / 'card.md').read_text()
     (folder / 'card.md').unlink()
-    settings |= dict(data_dir=Path(config.data_dir).name)
+    settings = asdict(load_run(folder, trust=True).config)
     with atomic_path(folder / 'README.md') as tmp:
         tmp.write_text(_readme(card, about, settings, license, name or str(folder)))
     return folder

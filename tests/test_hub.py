@@ -6,7 +6,9 @@ import pytest
 from slotnb import hub
 from slotnb.core import SlotnbError, read_json, write_json
 from slotnb.evaluate import load_run
-from slotnb.runs.checkpoints import SHIPPED, checkpoint_path
+from slotnb.runs import shipped
+from slotnb.runs.checkpoints import SHIPPED, checkpoint_path, load_tensors
+from slotnb.runs.verify import write_sealed
 
 
 @pytest.fixture
@@ -45,6 +47,23 @@ def test_a_run_of_the_hub_imports_no_code(fake):
         load_run('hf://somebody/movi')
     with pytest.raises(SlotnbError, match='no module'):  # trusted, and not there
         load_run('hf://somebody/movi', trust=True)
+
+
+def test_no_path_of_this_machine_is_published(tmp_path, monkeypatch):
+    run = tmp_path / 'run'
+    shutil.copytree(SHIPPED / 'movi_a', run)
+    about = read_json(run / 'config.json')
+    about.pop('digest', None)
+    about['config'] |= dict(weights='/home/me/vit.pth', warm_start='/home/me/before', data_dir='/home/me/photos')
+    write_json(run / 'config.json', about)
+    write_sealed(run / 'result.json', {}, ('best_model.safetensors',))
+    monkeypatch.setattr(hub, 'frozen_backbone', lambda config: None)
+    monkeypatch.setattr(shipped, 'check_features', lambda *_: None)
+    monkeypatch.setattr(shipped, 'probe_features', lambda _: load_tensors(run / 'probe.safetensors')[0]['feats'])
+    folder = hub.save_pretrained(run, tmp_path / 'model')
+    text = ''.join((folder / name).read_text() for name in ('config.json', 'README.md'))
+    assert '/home/me' not in text and '`warm_start`: before' in text and 'data: photos' in text
+    assert load_run(folder).config.weights == 'auto'
 
 
 def test_what_the_hub_refuses_is_one_sentence(fake, monkeypatch):

@@ -80,7 +80,13 @@ def pack(
     results = [read_sealed(checkpoint_path(d).parent / 'result.json') for d in run_dirs]
     for name in ('signature', 'digest'):  # of this machine, and of the file as it was
         config.pop(name, None)
-    config['config'] |= dict(save_dir='checkpoints', data_dir=Path(config['config']['data_dir']).name, device='auto')
+    settings = config['config']
+    settings |= dict(save_dir='checkpoints', data_dir=Path(settings['data_dir']).name, device='auto')
+    settings |= dict(warm_start=Path(settings['warm_start']).name) if settings.get('warm_start') else {}
+    if settings['weights'] not in ('auto', 'random'):
+        settings['weights'] = (
+            'auto'  # a file of this machine; the probe image tells whether others find the same weights
+        )
     out.mkdir(parents=True, exist_ok=True)
     save_tensors(out / 'best_model.safetensors', tensors, **{k: literal_eval(v) for k, v in meta.items()})
     save_tensors(out / 'probe.safetensors', dict(feats=feats))
