@@ -34,7 +34,8 @@ ALLOWED = {
     'mask_head.affinities': 'core tokens',
     'mask_head.copy_paste': '',
     'mask_head.partition': 'core mask_head.affinities',
-    'mask_head.head': 'core mask_head.affinities mask_head.copy_paste mask_head.partition refine runs.checkpoints',
+    'mask_head.head': 'core mask_head.affinities mask_head.copy_paste mask_head.partition refine runs.checkpoints '
+    'runs.state',
     'mask_head.training': 'core data evaluate features geometry mask_head.head metrics model refine '
     'runs.checkpoints runs.identity runs.inputs runs.owner runs.scored runs.verify',
     'evaluate': 'runs.scored core data diagnostics features finer_grid geometry losses mask_head.head metrics model '

@@ -17,6 +17,7 @@ from skimage.filters import sobel
 from skimage.segmentation import watershed
 from tqdm import tqdm
 from slotnb.core import cache_dir
+from slotnb.data import Dataset
 from slotnb.evaluate import load_run
 from slotnb.features import LazyFeatures, extract
 from slotnb.formats.detect import open_dataset
@@ -165,29 +166,21 @@ def from_motion(images, rng):
     return differs(lab, np.median(lab, 0)), masks, part_by_motion(lab, masks)
 
 
-class Frames:
+class Frames(Dataset):
     "Some frames of a dataset."
 
     def __init__(self, dataset, rows):
-        self.dataset, self.rows = dataset, rows
-
-    def __len__(self):
-        return len(self.rows)
-
-    def __getitem__(self, i):
-        if i >= len(self):
-            raise IndexError(i)
-        return self.dataset[self.rows[i]]
+        super().__init__(dataset.root, [dataset.entries[i] for i in rows])
+        self.kind, self.has_ground_truth, self.read = dataset.kind, dataset.has_ground_truth, dataset.read
 
 
 def slot_labels(dataset, rows):
     "Refined labels of frames for each seed."
-    found, feats = {}, None
+    found, frames = {}, Frames(dataset, rows)
     for seed in SEEDS:
         run = load_run(fit(TrainConfig(save_dir=str(STUDY / f'seed{seed}'), seed=seed, device='cpu')))
-        if feats is None:
-            feats = extract(frozen_backbone(run.config), Frames(dataset, rows))
-        found[seed] = refined_labels(run, LazyFeatures(feats, lambda x: x * run.scale), Frames(dataset, rows))[1]
+        feats = extract(frozen_backbone(run.config), frames)
+        found[seed] = refined_labels(run, LazyFeatures(feats, lambda x: x * run.scale), frames)[1]
     return found
 
 

@@ -6,18 +6,21 @@
 __all__ = ['HEAD_FILE', 'SIZE', 'STEPS', 'MaskHead']
 
 # %% ../../nbs/mask_head/head.ipynb #40fa7dc4
+import json
+import time
 from pathlib import Path
 from typing import Callable
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from ..core import SlotnbError, generator
+from ..core import SlotnbError, digest, generator
 from .affinities import AffinityNet, affinity_loss, predict_affinities
 from .copy_paste import augment, cut_outs
 from .partition import partition
 from ..refine import guided_filter
 from ..runs.checkpoints import load_into, load_tensors, save_tensors
+from ..runs.state import Progress, restore_state, save_state
 
 # %% ../../nbs/mask_head/head.ipynb #3b5c71a3
 HEAD_FILE = 'mask_head.safetensors'  # in a run's folder
@@ -36,6 +39,21 @@ def _small_labels(labels):
 
 def _to_tensor(images):
     return torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2) / 255
+
+
+def _restored(state, key, net, opt, steps, rng):
+    "Number of steps that are done: net, optimizer and generator are those after them. 0 without a state of this training."
+    if not state or not Path(state).is_file():
+        return 0
+    try:
+        own = load_tensors(Path(state))[1].get('run') == repr(key)
+    except SlotnbError:  # damaged
+        return 0
+    if not own:
+        return 0
+    progress = restore_state(Path(state), net, opt, steps, key)
+    rng.bit_generator.state = json.loads(progress.rows)
+    return progress.epoch
 
 
 class MaskHead:
@@ -57,16 +75,21 @@ class MaskHead:
         batch_size: int = 8,
         lr: float = 3e-3,  # peak; 30 steps of warm-up, then cosine to zero
         paste_share: float = 0.8,  # of the images, see `augment`
-        on_step: Callable | None = None,  # called with the loss after each step
+        on_step: Callable | None = None,  # called with the number of steps and the loss after each step
+        state: str | Path = '',  # file from which an interrupted training goes on; deleted at the end
+        save_every: float = 10.0,  # seconds between saved states
     ) -> 'MaskHead':
-        "Train on a CPU. The same arguments give the same head on the same machine."
+        "Train on a CPU. The same arguments give the same head on the same machine, interrupted or not."
+        settings = dict(seed=seed, steps=steps, batch_size=batch_size, lr=lr, paste_share=paste_share)
+        key = digest(settings, *(np.ascontiguousarray(x).tobytes() for x in (*images, *labels)))
         images, labels = [_small(x) for x in images], [_small_labels(x) for x in labels]
         objects, rng = cut_outs(images, labels), np.random.default_rng(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(generator(seed, 'mask head').initial_seed())
             net = AffinityNet()
         opt = torch.optim.AdamW(net.parameters(), lr)
-        for step in range(steps):
+        done, saved = _restored(state, key, net, opt, steps, rng), time.monotonic()
+        for step in range(done, steps):
             for group in opt.param_groups:
                 group['lr'] = lr * min(1, (step + 1) / 30) * 0.5 * (1 + np.cos(np.pi * step / steps))
             chosen = rng.integers(len(images), size=batch_size)
@@ -76,7 +99,13 @@ class MaskHead:
             loss.backward()
             opt.step()
             if on_step:
-                on_step(loss.item())
+                on_step(step + 1, loss.item())
+            if state and time.monotonic() - saved >= save_every:
+                rows = json.dumps(rng.bit_generator.state)
+                save_state(Path(state), net, opt, Progress(step + 1, rows=rows), key)
+                saved = time.monotonic()
+        if state:
+            Path(state).unlink(missing_ok=True)
         return cls(net)
 
     def labels(

@@ -74,8 +74,9 @@ def fit_mask_head(
         if not any(x.any() for x in labels):
             raise SlotnbError(f'{run_dir} found no object in its training images; a mask head has nothing to learn')
         with tqdm(total=steps, desc=f'mask head {run_dir}', unit='step', disable=not show_progress) as bar:
-            on_step = lambda loss: (bar.set_postfix(loss=f'{loss:.3f}', refresh=False), bar.update())
-            head = MaskHead.train([s.image for s in samples], labels, run.config.seed, steps, on_step=on_step)
+            on_step = lambda step, loss: (bar.set_postfix(loss=f'{loss:.3f}', refresh=False), bar.update(step - bar.n))
+            options = dict(on_step=on_step, state=run_dir / 'mask_head_state.safetensors')
+            head = MaskHead.train([s.image for s in samples], labels, run.config.seed, steps, **options)
         head.save(run_dir / HEAD_FILE, steps=steps, seed=run.config.seed, epoch=run.epoch)
         return _score(run, head, data, show_progress)
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 from bs4 import BeautifulSoup
+from filelock import FileLock
 from conftest import ROOT
 
 ARTIFACTS = ROOT / 'tests/_artifacts'
@@ -25,14 +26,18 @@ MODULES = sorted((ROOT / 'slotnb').rglob('[a-z]*.py'))
 
 
 @pytest.fixture(scope='session')
-def site():
-    "The built site; what was built before is built again only if its notebook or the package has changed."
+def site(testrun_uid):
+    "The site, built once for all workers of pytest-xdist."
     if built := os.environ.get('SLOTNB_SITE'):
         docs.filter_pages(ROOT)  # for the tests of what both builders read
         return Path(built).resolve()
-    out = ARTIFACTS / 'site'
-    docs.build_without_quarto(ROOT, out)
-    docs.front_door(out)
+    out, built = ARTIFACTS / 'site', ARTIFACTS / 'site_built_by'
+    ARTIFACTS.mkdir(exist_ok=True)
+    with FileLock(ARTIFACTS / 'site.lock'):
+        if not built.is_file() or built.read_text() != testrun_uid:
+            docs.build_without_quarto(ROOT, out)
+            docs.front_door(out)
+            built.write_text(testrun_uid)
     return out
 
 
