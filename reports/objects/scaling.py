@@ -4,7 +4,8 @@ its masks, and for the MLP broadcast decoder.
 `slotnb render --scenes 1200 --samples 16 --seed 11 --out_dir FOLDER` writes the training scenes; an interrupted
 rendering of more than 720 is enough. `python reports/objects/scaling.py FOLDER` trains every arm on the first of them
 and scores it on the 40 validation scenes of `ablation.py` and on the committed test scenes. It writes scaling.csv and
-scaling_test.png beside this file; finished runs are kept.
+scaling_test.png beside this file. Finished runs are kept, and so are the rows of a seed that has all arms of a model,
+so that the study may go on on another machine.
 """
 
 import sys
@@ -30,7 +31,7 @@ from slotnb.runs.inputs import frozen_backbone
 from slotnb.train import fit
 
 HERE, STUDY = Path(__file__).parent, FOLDER / 'scaling'
-SEEDS = (0, 1, 2)
+SEEDS, SPLITS = (0, 1, 2), ('validation', 'test')
 # the broadcast decoder in the recipe of version 0.1, as narrow as in the claims study so that it can be afforded
 MLP = {k: v for k, v in PRESETS['version_0_1'].items() if k not in ('num_epochs', 'warmup_epochs')}
 MLP |= dict(decoder='mlp', slot_dim=64, hidden_dim=128)
@@ -52,8 +53,8 @@ class Arm(NamedTuple):
 RECIPE, BROADCAST, STEPS, EPOCHS = 'default recipe', 'MLP decoder', 'same steps', 'same epochs'
 ARMS = [
     *(Arm(RECIPE, n, e, w, STEPS) for n, e, w in ((60, 45, 7), (120, 23, 4), (240, 12, 2), (480, 6, 1), (720, 4, 1))),
-    Arm(RECIPE, 240, 45, 7, EPOCHS),
     *(Arm(BROADCAST, n, e, w, STEPS, MLP) for n, e, w in ((60, 36, 6), (240, 9, 2), (720, 3, 1))),
+    Arm(RECIPE, 240, 45, 7, EPOCHS),
     Arm(BROADCAST, 240, 36, 6, EPOCHS, MLP),
 ]
 WITH_HEAD = [a for a in ARMS if (a.model, a.kind) == (RECIPE, STEPS) and a.scenes in (60, 240, 720)]
@@ -117,16 +118,26 @@ def score_head(config, split):
     table.add_suffix('_head').to_csv(config.run_dir / f'head-{split}.csv', index=False)
 
 
-def collect(runs):
+def whole_seeds(runs):
+    "The rows of scaling.csv of the models and seeds that have all arms of their kind."
+    if not (HERE / 'scaling.csv').is_file():
+        return pd.DataFrame(columns=['arm', 'seed'])
+    wanted = pd.Series([(a.model, a.kind, seed) for a, seed, _ in runs]).value_counts()
+    rows = pd.read_csv(HERE / 'scaling.csv')
+    groups = rows.groupby(['model', 'kind', 'seed'])
+    return groups.filter(lambda g: g.arm.nunique() == wanted[g.name])
+
+
+def collect(runs, kept=()):
     "Mean scores of each run and split, and the training's last losses."
     columns, rows = [f'{m}_{k}' for k in ('attn', 'merged', 'refined') for m in SCORES], []
     for arm, seed, config in runs:
-        if not (config.run_dir / 'test.csv').is_file():
+        if (arm.name, seed) in kept or not (config.run_dir / 'test.csv').is_file():
             continue
         last = pd.read_csv(config.run_dir / 'metrics.csv').iloc[-1]
         about = dict(arm=arm.name, model=arm.model, scenes=arm.scenes, kind=arm.kind, seed=seed)
         about |= dict(mse=last.mse, val_fvu=last.val_fvu, mask_entropy=last.val_mask_entropy)
-        for split in ('validation', 'test'):
+        for split in SPLITS:
             scores = pd.read_csv(config.run_dir / f'{split}.csv')[columns].mean().to_dict()
             if (file := config.run_dir / f'head-{split}.csv').is_file():
                 scores |= pd.read_csv(file).mean().to_dict()
@@ -154,9 +165,13 @@ if __name__ == '__main__':
         sys.exit(__doc__)
     folders = {n: first_scenes(sys.argv[1], n) for n in sorted({a.scenes for a in ARMS})}
     runs = [(arm, seed, config_of(arm, seed, folders[arm.scenes])) for arm in ARMS for seed in SEEDS]
+    before = whole_seeds(runs)
+    kept = {(r.arm, r.seed) for r in before.itertuples()}
     extracted = set()
-    for arm, _, config in tqdm(runs, 'runs', unit='run'):
-        missing = [s for s in ('validation', 'test') if not (config.run_dir / f'{s}.csv').is_file()]
+    for arm, seed, config in tqdm(runs, 'runs', unit='run'):
+        if (arm.name, seed) in kept:
+            continue
+        missing = [s for s in SPLITS if not (config.run_dir / f'{s}.csv').is_file()]
         if missing and arm.model not in extracted:
             extract_all(arm.model, folders)
             extracted.add(arm.model)
@@ -164,12 +179,10 @@ if __name__ == '__main__':
             fit(config, show_progress=False)
         for split in missing:
             score(config, split)
-        collect(runs).to_csv(HERE / 'scaling.csv', index=False)
-    heads = [(c, s) for arm, _, c in runs if arm in WITH_HEAD for s in ('validation', 'test')]
-    for config, split in tqdm(heads, 'heads', unit='split'):
-        if not (config.run_dir / f'head-{split}.csv').is_file():
-            score_head(config, split)
-    collect(runs).to_csv(HERE / 'scaling.csv', index=False)
+        for split in SPLITS if arm in WITH_HEAD else ():
+            if not (config.run_dir / f'head-{split}.csv').is_file():
+                score_head(config, split)
+        pd.concat([before, collect(runs, kept)]).to_csv(HERE / 'scaling.csv', index=False)
     file = HERE / 'scaling_test.png'
     draw(runs, range(12)).savefig(file, dpi=100)
     Image.open(file).convert('RGB').quantize(255).save(file)
