@@ -7,6 +7,7 @@ objects of the renderer. The constants were set while looking at training clips.
 """
 
 from pathlib import Path
+from textwrap import fill
 import numpy as np
 import pandas as pd
 import torch
@@ -197,7 +198,9 @@ def draw(shown):
         for name, x in found.items():
             colors = None if x is None else match_colors(sample.segmentation, x)
             rows.setdefault(name, []).append(sample.image if x is None else overlay(sample.image, x, colors))
-    return panels([x for row in rows.values() for x in row], cols=len(shown), size=1.3, rows=[*rows])
+    return panels(
+        [x for row in rows.values() for x in row], cols=len(shown), size=1.3, rows=[fill(r, 14) for r in rows]
+    )
 
 
 if __name__ == '__main__':

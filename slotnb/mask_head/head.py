@@ -42,7 +42,7 @@ def _to_tensor(images):
 
 
 def _restored(state, key, net, opt, steps, rng):
-    "Number of steps that are done: net, optimizer and generator are those after them. 0 without a state of this training."
+    "Number of steps that are done; net, optimizer and generator are as they were. 0 without a state of this training."
     if not state or not Path(state).is_file():
         return 0
     try:
