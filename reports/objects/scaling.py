@@ -57,7 +57,7 @@ ARMS = [
     Arm(RECIPE, 240, 45, 7, EPOCHS),
     Arm(BROADCAST, 240, 36, 6, EPOCHS, MLP),
 ]
-WITH_HEAD = [a for a in ARMS if (a.model, a.kind) == (RECIPE, STEPS) and a.scenes in (60, 240, 720)]
+WITH_HEAD = [a for a in ARMS if (a.model, a.kind) == (RECIPE, STEPS) and a.scenes in (60, 240)]
 
 
 def first_scenes(source, count):
