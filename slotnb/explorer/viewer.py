@@ -233,9 +233,7 @@ class Viewer:
     ) -> FollowedClip:  # of its scene
         "Carry slots through a scene, in the memory of one frame. `SlotnbError` if the run is one of stills."
         if not self.video:
-            raise SlotnbError(
-                f'{self.name} is a run of mode still; whole clips need a run of mode video: slotnb train --mode video'
-            )
+            raise SlotnbError(f'{self.name} is a run of mode still; whole clips need a run of mode video')
         self.index(state)
         s = self.settings(state)
         return self._followed(state.scene, s['normalizer'], s['num_slots'], s['seed'])
