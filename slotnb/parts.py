@@ -95,19 +95,20 @@ def load_class(
     if here not in sys.path:
         sys.path.insert(0, here)
     try:
-        cls = getattr(importlib.import_module(module), name)
+        found = importlib.import_module(module)
     except ModuleNotFoundError as e:
         raise SlotnbError(
             f"part '{spec}': there is no module '{e.name}' in {here} or among the installed packages; "
             'start slotnb in the folder that holds it'
         ) from None
-    except AttributeError:
-        raise SlotnbError(f"part '{spec}': module '{module}' has no class '{name}'") from None
     except Exception as e:
         raise SlotnbError(
             f"part '{spec}': module '{module}' fails when it is imported ({type(e).__name__}: {e})"
         ) from e
-    return cls
+    if not hasattr(found, name):
+        classes = ', '.join(k for k, v in vars(found).items() if isinstance(v, type) and v.__module__ == module)
+        raise SlotnbError(f"part '{spec}': module '{module}' has no class '{name}'; its classes: {classes or 'none'}")
+    return getattr(found, name)
 
 
 def make_part(

@@ -21,7 +21,7 @@ from .plots import mask_grid, match_colors, overlay, panels, stamp
 from .refine import refine_masks
 from .runs.checkpoints import load_tensors
 from .runs.identity import read_about
-from .runs.notebooks import find_notebook
+from .runs.notebooks import EXECUTION, find_notebook
 from .runs.state import read_metrics
 from .runs.verify import read_sealed, verified
 
@@ -276,8 +276,7 @@ def render_notebook(
     out.parent.mkdir(parents=True, exist_ok=True)
     delete_leftovers(out.parent)
     done = out.with_suffix('.ipynb')
-    options = dict(cwd=str(cwd), progress_bar=False, kernel_name='python3')  # that of this Python, whatever it names
-    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, **options)
+    pm.execute_notebook(str(find_notebook(notebook)), str(done), parameters, cwd=str(cwd), **EXECUTION)
     exporter = HTMLExporter(exclude_input=True, exclude_input_prompt=True, exclude_output_prompt=True)
     page, _ = exporter.from_filename(str(done))
     # the anchors of headings are in lower case, as on the site

@@ -99,6 +99,14 @@ def test_wrong_setting(args, words, tmp_path):
     assert not (tmp_path / 'run').exists()
 
 
+def test_class_that_its_module_lacks(tmp_path):
+    "The classes that are there are named, and an error inside the module is not mistaken for a missing class."
+    (tmp_path / 'parts_of_mine.py').write_text('class LowRank: ...\n')
+    (tmp_path / 'parts_broken.py').write_text('import math\n\nmath.no_such_function\n\n\nclass LowRank: ...\n')
+    refused(train(DATA, tmp_path, '--decoder', 'parts_of_mine:LowRunk'), "no class 'LowRunk'", 'its classes: LowRank')
+    refused(train(DATA, tmp_path, '--decoder', 'parts_broken:LowRank'), 'fails when it is imported', 'no_such_function')
+
+
 def test_missing_data_dir(tmp_path):
     refused(train('nowhere', tmp_path), "'nowhere'")
 

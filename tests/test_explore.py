@@ -16,8 +16,9 @@ from PIL import Image
 from conftest import DATA
 from slotnb.cli import main
 from slotnb.core import SlotnbError
-from slotnb.data import KubricFolders
+from slotnb.data import KubricFolders, Sample
 from slotnb.evaluate import evaluate, load_run
+from slotnb.explorer.clips import thumbnails
 from slotnb.explorer.pages import runs_page, same_place, scene_page, segment_colors
 from slotnb.explorer.server import serve
 from slotnb.explorer.state import State
@@ -497,3 +498,9 @@ def test_replay_follows_a_run_in_training(tmp_path, monkeypatch):
         e.pictures['image-0'].image.shape == sample.image.shape
         and evaluate_scene(sample.segmentation, hard)['ari'] <= 1
     )
+
+
+def test_thumbnails_say_which_picture_they_are():
+    cup = Sample('cup', 0, Path('cup'), np.zeros((8, 8, 3), np.uint8), None, [], False)
+    (picture,), _ = thumbnails({'scene-3': cup}, 'scene-3')
+    assert picture.alt == 'scene 3: cup'  # shown when the mouse rests on it

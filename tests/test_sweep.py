@@ -7,14 +7,17 @@ import sys
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
+from types import SimpleNamespace
+import nbformat
 import pandas as pd
 import pytest
 from conftest import DATA, ROOT
+from papermill.clientwrap import PapermillNotebookClient
 from slotnb.core import write_json
 from slotnb.report import build_report, load_runs
 from slotnb.runs.config import TrainConfig
 from slotnb.runs.jobs import LocalExecutor
-from slotnb.runs.notebooks import _CHILD, start_run
+from slotnb.runs.notebooks import _CHILD, EXECUTION, start_run
 from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
 SMALL = dict(layer='-1', resolution='spec', grid_size='spec', data_dir=str(DATA), slot_dim=32, hidden_dim=32)
@@ -99,12 +102,20 @@ def test_continues_after_a_failed_run(tmp_path, few_scenes):
 def test_a_child_ends_with_its_parent(tmp_path, works, code):
     "The pipe to it ends when the sweep is killed; a child that has done its work ends as usual."
     (tmp_path / 'papermill').mkdir()
-    (tmp_path / 'papermill/__init__.py').touch()
-    (tmp_path / 'papermill/cli.py').write_text(f'import time\n\n\ndef papermill():\n    {works}\n')
-    child = subprocess.Popen([sys.executable, '-c', _CHILD], stdin=subprocess.PIPE, env=dict(PYTHONPATH=str(tmp_path)))
+    stand_in = f'import time\n\n\ndef execute_notebook(*args, **options):\n    {works}\n'
+    (tmp_path / 'papermill/__init__.py').write_text(stand_in)
+    command = [sys.executable, '-c', _CHILD, 'in.ipynb', 'out.ipynb', '{}', '{}']
+    child = subprocess.Popen(command, stdin=subprocess.PIPE, env=dict(PYTHONPATH=str(tmp_path)))
     if code:
         child.stdin.close()
     assert child.wait(50) == code
+
+
+def test_papermill_waits_for_the_pictures_of_a_cell():
+    "With papermill's own four seconds a sweep on a busy machine fails at a figure, after the training."
+    notebook = SimpleNamespace(nb=nbformat.v4.new_notebook())
+    options = {k: v for k, v in EXECUTION.items() if k != 'progress_bar'}  # which is not of the client
+    assert PapermillNotebookClient(notebook, **options).iopub_timeout == 600
 
 
 def test_a_started_run_keeps_its_threads(tmp_path, monkeypatch):

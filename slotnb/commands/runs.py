@@ -191,7 +191,9 @@ def _train(c):
     text += '; RANDOM WEIGHTS' if c.weights == 'random' else ''
     if (run_dir / 'test_masks.safetensors').exists():
         text += '\n' + _slots_in_use(run_dir, c.num_slots, result['collapse'])
-    print(text + (f"\nCOLLAPSE: {result['collapse']}" if result['collapse'] else ''))
+    if result['collapse']:
+        text += f"\nCOLLAPSE: {result['collapse']}; see guides/troubleshoot_a_collapse"
+    print(text)
     if not holds_out(c):
         return
     if os.access(run_dir, os.W_OK):
@@ -207,7 +209,7 @@ def _segment_all(c):
     record = dict(run=digest(checkpoint_path(c.run_dir)), backbone=run.record)
     out = c.run_dir / (f'masks_{c.num_epochs}_epochs' if c.extended else 'masks')
     write_masks(run.segmenter(device=c.device), data, out, record)
-    print(f'{out}/contact_sheet.png')
+    print(f'masks of all {len(data)} images: {out}, to look at: {out}/contact_sheet.png')
 
 
 def _mask_head(c):

@@ -24,7 +24,7 @@ def thumbnails(
 ) -> tuple[list[Picture], dict[str, dict]]:  # pictures, and their further properties for `Gallery.show`
     "Small pictures that can be clicked."
     pictures = [
-        Picture(k, k.split('-')[1], shrink(s.image, size), k.replace('-', ' '), 'frames' if k[0] == 'f' else '')
+        Picture(k, k.split('-')[1], shrink(s.image, size), f'{k.replace("-", " ")}: {s.name}', 'frames' * (k[0] == 'f'))
         for k, s in samples.items()
     ]
     return pictures, {k: dict(pick=True, file='', chosen=k == chosen) for k in samples}

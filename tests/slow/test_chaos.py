@@ -296,14 +296,13 @@ for i in range(int(sys.argv[2])):
     assert child(lambda: sweep(f'child{i}')) == 0, i
 """
 STAND_IN = """
-import json, sys
 from slotnb.evaluate import evaluate
 from slotnb.runs.config import TrainConfig
 from slotnb.train import fit
 
 
-def papermill():
-    config = TrainConfig(**json.loads(sys.argv[-1]))
+def execute_notebook(notebook, out, parameters, **options):
+    config = TrainConfig(**parameters)
     fit(config, False, 0.0)
     evaluate(config.run_dir, False)
 """
@@ -312,8 +311,7 @@ def papermill():
 def test_a_sweep_whose_parent_or_child_is_killed(tmp_path):
     "A program without a kernel stands in for papermill."
     (tmp_path / 'stand_in/papermill').mkdir(parents=True)
-    (tmp_path / 'stand_in/papermill/__init__.py').touch()
-    (tmp_path / 'stand_in/papermill/cli.py').write_text(STAND_IN)
+    (tmp_path / 'stand_in/papermill/__init__.py').write_text(STAND_IN)
     declared = '\n'.join(f'{f.name}: {f.type.__name__} = {f.default!r}' for f in fields(TrainConfig))
     write_notebook(tmp_path / 'run.ipynb', declared, '')
     run(SWEEP, tmp_path, 1)
