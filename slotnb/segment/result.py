@@ -47,10 +47,9 @@ def enlarge(
     "Scale labels up: each label as a mask, blurred by a pixel of `labels`, and the largest one in each pixel."
     if labels.shape == tuple(size):
         return labels.astype(np.int32)
-    (h, w), (H, W) = labels.shape, size
     out, numbers = np.zeros(size, np.int32), np.unique(labels)
-    rows = max(1, _LARGE // 3 // W)  # of `out` at a time
-    for top in range(0, H, rows):
+    rows = max(1, _LARGE // 3 // size[1])  # of `out` at a time
+    for top in range(0, size[0], rows):
         _enlarge_rows(labels, numbers, out[top : top + rows], top, size)
     return out
 
