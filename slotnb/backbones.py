@@ -6,7 +6,7 @@
 __all__ = ['BACKBONES', 'PRECISIONS', 'backbone_spec', 'ViTBackbone', 'resample_grid']
 
 # %% ../nbs/02_backbones.ipynb #cell-2
-from functools import cached_property
+from functools import cached_property, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,6 +86,20 @@ def backbone_spec(
 
 # %% ../nbs/02_backbones.ipynb #cell-20
 PRECISIONS = ('fp32', 'bf16', 'auto')
+_AT_A_TIME = 2**24  # values of images that are converted to floats
+
+
+def _as_floats(images):
+    return images.float() / 255 if images.dtype == torch.uint8 else images
+
+
+def _resize(images, size):
+    "(b 3 h w) as floats of another size. Of a large image some rows at a time are made narrow, then all are made flat."
+    resize = partial(F.interpolate, mode='bicubic', antialias=True)
+    rows = max(1, _AT_A_TIME // images[:, :, 0].numel())
+    if rows < images.shape[2]:
+        images = torch.cat([resize(_as_floats(x), (x.shape[2], size[1])) for x in images.split(rows, 2)], 2)
+    return resize(_as_floats(images), size).clamp(0, 1)
 
 
 class ViTBackbone:
@@ -231,9 +245,7 @@ class ViTBackbone:
         check_shape(images, 'b 3 h w', 'images')
         resolution = resolution or self.resolution
         x = images.to(self.device)
-        x = x.float() / 255 if x.dtype == torch.uint8 else x
-        if x.shape[-2:] != resolution:
-            x = F.interpolate(x, resolution, mode='bicubic', antialias=True).clamp(0, 1)
+        x = _as_floats(x) if x.shape[-2:] == resolution else _resize(x, resolution)
         mean, std = self._mean_std(x)
         return (x - mean) / std
 

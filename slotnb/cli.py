@@ -6,15 +6,14 @@
 __all__ = ['COMMANDS', 'INTERRUPTED', 'usage', 'main']
 
 # %% ../nbs/appendix/cli.ipynb #3dae2eab
-import difflib
 import errno
 import importlib
 import os
-import re
 import signal
 import sys
-import threading
 import time
+import warnings
+from contextlib import suppress
 
 # %% ../nbs/appendix/cli.ipynb #bb0f892e
 COMMANDS = dict(  # name: module of `slotnb.commands`, and what the command does
@@ -59,11 +58,13 @@ def main(
     if name.partition('=')[0] == '--print-completion':
         return _completion(name.partition('=')[2] or ''.join(args[1:2]))
     if name not in COMMANDS:
-        near = difflib.get_close_matches(name, COMMANDS, 1, 0.4)
+        from difflib import get_close_matches
+
+        near = get_close_matches(name, COMMANDS, 1, 0.4)
         hint = f'did you mean {near[0]}?' if near else 'choose one of ' + ', '.join(COMMANDS)
         print(f"slotnb: there is no command '{name}'; {hint}", file=sys.stderr)
         return 2
-    if threading.current_thread() is threading.main_thread():
+    with suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # also ends the runs of a sweep
     _Interrupt.at, _Interrupt.alone = 0.0, alone and signal.getsignal(signal.SIGINT) is signal.default_int_handler
     _Interrupt.set(_while_loading)
@@ -157,9 +158,11 @@ def _completion(shell):
 
 def _run(name, args):
     "Import the module of a command, parse its flags, run it."
+    os.environ.setdefault('PILLOW_BLOCK_SIZE', '64m')  # blocks of the default size stay in the heap of the C library
     import tyro
     from slotnb.commands.flags import flat
 
+    warnings.filterwarnings('ignore', 'Image size')  # of Pillow for large images, which are read as they should be
     try:
         module, config, run, flags = _flags(name)
         args = getattr(module, 'expand', list)(args)
@@ -175,6 +178,7 @@ def _run(name, args):
 
 def _explain(e):
     "Print one sentence and return the exit code, or raise what is a bug of slotnb."
+    import re
     from slotnb.core import SlotnbError
 
     voice = _voice(e)

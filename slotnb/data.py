@@ -41,9 +41,9 @@ def open_image(
             # Pillow reduces 16-bit channels to 8 bits without a warning
             deep = any(';16' in str(tile) and 'BGR' not in str(tile) for tile in im.tile)
             im.load()
-            upright = ImageOps.exif_transpose(im)
-            upright.info |= dict(deep=deep, rotated=im.getexif().get(0x112, 1) in range(2, 9))
-            return upright
+            im.info |= dict(deep=deep, rotated=im.getexif().get(0x112, 1) in range(2, 9))
+            ImageOps.exif_transpose(im, in_place=True)
+            return im
     except UnidentifiedImageError:
         empty = not Path(path).stat().st_size if data is None else not data
         why = 'it is empty' if empty else 'it is not an image'
@@ -69,19 +69,19 @@ def _num_pictures(im):
     return previews.count(0)
 
 # %% ../nbs/01_data.ipynb #cell-16
-_MODES = ('RGB', 'RGBA', 'L', 'LA', 'P', 'PA', '1')  # Pillow modes that convert to RGB without loss except for alpha
-
-
 def decode_image(
     path: str | Path,  # an 8-bit image in color, grey or palette mode
     data: bytes | None = None,  # encoded image, e.g. from an archive; `path` is then used in error messages only
 ) -> tuple[np.ndarray, bool]:  # (h w 3) uint8, upright, without alpha; whether the EXIF orientation was applied
     "Decode an image completely. Raises `SlotnbError` if that fails or if there is no unique conversion to RGB."
     im = open_image(path, data)
-    if im.info['deep'] or im.mode not in _MODES:
+    if im.info['deep'] or im.mode not in ('RGB', 'RGBA', 'L', 'LA', 'P', 'PA', '1'):  # others lose more than alpha
         what = 'has 16 bits per channel' if im.info['deep'] or im.mode == 'I' else f'is of mode {im.mode}'
         raise SlotnbError(f'{path} {what}; convert it to 8-bit RGB yourself, because the conversion is not unique')
-    return np.asarray(im.convert('RGB')), im.info['rotated']
+    pixels = np.empty((im.height, im.width, 3), np.uint8)
+    for top in range(0, im.height, 256):  # in parts: a large image is in memory for Pillow and NumPy, and no third time
+        pixels[top : top + 256] = im.crop((0, top, im.width, min(top + 256, im.height))).convert('RGB')
+    return pixels, im.info['rotated']
 
 
 def read_image(
@@ -114,7 +114,7 @@ class Sample(NamedTuple):
 
     def image_digest(self) -> str:  # 16 hexadecimal digits
         "Hash of the pixels. It does not depend on the path, so cached features survive moving the data."
-        return digest(self.image.tobytes(), list(self.image.shape))
+        return digest(np.ascontiguousarray(self.image).data, list(self.image.shape))
 
 # %% ../nbs/01_data.ipynb #cell-24
 def read_scene(

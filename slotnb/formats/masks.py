@@ -80,10 +80,13 @@ def settle_lone(
 
 # %% ../../nbs/formats/masks.ipynb #221a664a
 def _numbers(mask):
-    "The numbers above 0 in a mask, ascending; counting is faster than sorting."
+    "The numbers above 0 in a mask, ascending; marking them is faster than sorting."
     if mask.max() > 2**16:
         return np.unique(mask[mask > 0])
-    return np.flatnonzero(np.bincount(mask.ravel() - VOID)[1 - VOID :]) + 1
+    seen = np.zeros(mask.max() + 2, bool)  # the last one is that of `VOID`, -1
+    for row in mask:
+        seen[row] = True
+    return np.flatnonzero(seen[1:-1]) + 1
 
 
 def _of_palette(im, path):

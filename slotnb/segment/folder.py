@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 from ..core import SlotnbError, atomic_path, write_json
-from ..data import Dataset, Sample, read_image, read_segmentation
+from ..data import Dataset, Sample, open_image, read_image
 from ..plots import panels
 from ..runs.owner import Owner, read_record, same_record
 from .files import Labeled, coco, file_stem, write_film
@@ -67,6 +67,7 @@ def write_masks(
                 stem = file_stem(result.name, result.frame)
                 latest[stem] |= dict(segments=result.num_segments)
                 append(latest[stem])
+                del result  # a large image, while the next one is read
                 done += 1
                 bar.update()
         speed = done / (time.perf_counter() - started) if done else math.nan
@@ -155,6 +156,7 @@ def _changed(dataset, stems, rows, out, numbered, soft, latest, bar, whole) -> I
                 bar.update()
             else:
                 yield sample._replace(frame=sample.frame if numbered else None)
+            del sample
 
 
 def _scenes(dataset):
@@ -184,7 +186,8 @@ def _relative(path, root):
 def _summarize(out, index, files):
     "coco.json and contact_sheet.png, from the files that were written."
     if files.coco != 'none':
-        labeled = (Labeled(row['file'], read_segmentation(out / 'labels' / f"{row['stem']}.png")) for row in index)
+        images = (open_image(out / 'labels' / f"{row['stem']}.png") for row in index)
+        labeled = (Labeled(row['file'], np.asarray(im)) for row, im in zip(index, images))
         write_json(out / 'coco.json', coco(labeled, files.coco), indent=None)
     if files.sheet:
         with atomic_path(out / 'contact_sheet.png') as tmp, warnings.catch_warnings():

@@ -19,7 +19,7 @@ from ..backbones import ViTBackbone
 from ..baselines import spectral_masks
 from ..core import SlotnbError, generator
 from ..data import Sample
-from ..features import compute_features
+from ..features import as_tensor, compute_features
 from ..finer_grid import fine_attention
 from ..geometry import frame_of, inside, middle_square
 from ..metrics import hard_masks
@@ -141,10 +141,9 @@ class Segmenter:
         images, device = iter(images), getattr(self.backbone, 'device', torch.device('cpu'))
         batch_size = batch_size or (1 if device.type == 'cpu' else 8)
         while batch := [as_sample(x) for x in islice(images, batch_size)]:
-            seen = [s.image[self._part(s.image)] for s in batch]
-            feats = compute_features(self.backbone, [torch.tensor(x).permute(2, 0, 1) for x in seen])
-            for sample, x in zip(batch, feats.float()):
-                yield self._segment(sample, x)
+            feats = compute_features(self.backbone, [as_tensor(s.image[self._part(s.image)]) for s in batch])
+            for x in feats.float():
+                yield self._segment(batch.pop(0), x)  # a large image does not stay while the next one is read
 
     def _part(self, image):
         return middle_square(image.shape[:2]) if self.crop else np.s_[:, :]
@@ -152,17 +151,27 @@ class Segmenter:
     def _segment(self, sample, feats):
         frame, found, part = frame_of(feats, self.backbone.grid), self.find(feats), self._part(sample.image)
         masks = frame.cut(found.masks)
-        labels = np.zeros(sample.image.shape[:2], np.int32)
-        labels[part] = image_labels(sample.image[part], masks, frame.size, **self.options)
+        labels = image_labels(sample.image[part], masks, frame.size, **self.options)
         if self.mask_head:
-            labels[part] = self._by_head(sample.image[part], labels[part])
+            labels = labels == 0
+            labels = self._by_head(sample.image[part], labels)
+        labels = _put(labels, part, sample.image.shape[:2])
         masks = masks.unflatten(1, frame.size)
         return Segmentation(sample.name, sample.frame, sample.image, labels, masks, found.slots, part)
 
-    def _by_head(self, image, labels):
+    def _by_head(self, image, background):
         "The segments of the mask head, which takes the background of the slots as one of two witnesses."
-        found = self.mask_head(shrink(image, self.options['work_size']), labels == 0)
+        found = self.mask_head(shrink(image, self.options['work_size']), background)
         return enlarge(found, image.shape[:2])
+
+
+def _put(labels, part, size):
+    "Labels of a part of an image as those of the whole; outside is background."
+    if labels.shape == size:
+        return labels
+    whole = np.zeros(size, np.int32)
+    whole[part] = labels
+    return whole
 
 
 def as_sample(
@@ -254,7 +263,7 @@ class ClipSegmenter(Segmenter):
             slots = pixel_slots(small, found.masks, radius, grid=grid)
         else:
             slots = hard_masks(found.masks, small.shape[:2], grid)
-        labels = np.zeros(sample.image.shape[:2], np.int32)
-        labels[part] = enlarge(slots + no_floor, labels[part].shape)
+        size = sample.image.shape[:2]
+        labels = _put(enlarge(slots + no_floor, sample.image[part].shape[:2]), part, size)
         masks = found.masks.unflatten(1, grid)
         return Segmentation(sample.name, sample.frame, sample.image, labels, masks, found.slots, part)

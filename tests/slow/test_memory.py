@@ -1,7 +1,13 @@
-"Memory of training and evaluation does not grow with the number of scenes."
+"""Memory of training and evaluation does not grow with the number of scenes, and large pictures are read, segmented and
+drawn in parts."""
 
+import os
+import subprocess
 import sys
-from conftest import ROOT
+import numpy as np
+import pytest
+from conftest import DATA, ROOT
+from PIL import Image
 
 sys.path.insert(0, str(ROOT / 'benchmarks'))
 import scale
@@ -20,3 +26,34 @@ def test_memory_is_flat_in_scenes():
 
     more = growth(r, 'features_mb')
     assert growth(r) < more / 4 and growth(r, 'evaluate_mb') < more / 4 and growth(kept) > more / 2, (r, kept)
+
+
+def peak_mb(*args):
+    "Peak memory of a command, in MB."
+    process = subprocess.Popen([sys.executable, '-m', 'slotnb', *map(str, args)], stderr=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    assert os.waitstatus_to_exitcode(status) == 0, args
+    return usage.ru_maxrss * 1024 / 1e6
+
+
+@pytest.mark.parametrize('suffix', ['png', 'jpg'])
+def test_memory_of_a_large_picture(tmp_path, suffix):
+    """169 megapixels, a little below Pillow's limit: 507 MB as numbers and 676 MB inside Pillow. With floats of all
+    pixels it would be more than 2 GB above what a small picture needs. Labels and COCO masks have the full size."""
+    scene, side = Image.open(DATA / 'test/scene_0000/rgba_00000.png').convert('RGB'), 13_000
+    for name, im in dict(small=scene, large=scene.resize((side, side))).items():
+        (tmp_path / name).mkdir()
+        im.save(tmp_path / name / f'scene.{suffix}', **(dict(compress_level=1) if suffix == 'png' else {}))
+    segment, info = [], []
+    for name in ('small', 'large'):
+        out = tmp_path / f'{name}-masks'
+        info.append(peak_mb('data', 'info', tmp_path / name, '--out', tmp_path / f'{name}.png'))
+        segment.append(peak_mb('segment', tmp_path / name, '--out', out, '--coco', 'rle'))
+    assert info[1] - info[0] < 1300 and segment[1] - segment[0] < 1400, (info, segment)
+    with Image.open(tmp_path / 'large-masks/labels/scene.png') as labels:
+        assert labels.size == (side, side)
+        large = np.asarray(labels)[side // 512 :: side // 256, side // 512 :: side // 256][:256, :256]
+    small = np.asarray(Image.open(tmp_path / 'small-masks/labels/scene.png'))
+    assert ((large > 0) == (small > 0)).mean() > 0.97  # the same objects
+    with Image.open(tmp_path / 'large-masks/overlays/scene.jpg') as overlay:
+        assert max(overlay.size) <= 4096
