@@ -158,7 +158,6 @@ def _completion(shell):
 
 def _run(name, args):
     "Import the module of a command, parse its flags, run it."
-    os.environ.setdefault('PILLOW_BLOCK_SIZE', '64m')  # blocks of the default size stay in the heap of the C library
     import tyro
     from slotnb.commands.flags import flat
 
