@@ -102,7 +102,7 @@ class Run:
         "Segment images of any size. Features, normalizer and `feature_std` are those of training."
         segmenter = self.segmenter(**options)
         if isinstance(images, (str, Path)):
-            dataset = open_dataset(images, None, 0, masks=False)
+            dataset = open_dataset(images, None, 0, masks=False, field='images')
             single = dataset.kind == 'image folder' and dataset.root.is_file()
             samples = (s._replace(frame=None) for s in dataset) if len(dataset) == len(dataset.scenes) else dataset
             return next(segmenter(samples)) if single else segmenter(samples)

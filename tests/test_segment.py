@@ -210,3 +210,8 @@ def test_a_scene_folder_needs_its_split(tmp_path, capsys):
     assert code == 2 and 'test, train' in err
     code, out, _ = ask(capsys, DATA, '--split', 'test', '--out', tmp_path, '--no_refine')
     assert code == 0 and '24 images' in out
+
+
+def test_a_missing_picture_is_not_called_data():
+    with pytest.raises(SlotnbError, match="^images 'nowhere.jpg' does not exist"):
+        load_run('movi_a').segment('nowhere.jpg')
