@@ -11,7 +11,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
-from conftest import DATA, ROOT, saved_bytes
+from conftest import ROOT, copy_scenes, saved_bytes
 from slotnb.decoder import AttentionDecoder, MLPDecoder
 from slotnb.fast.blocks import blocked_mse
 from slotnb.fast.step import fast_losses, fast_step, why_unsupported
@@ -206,7 +206,8 @@ def test_fast_is_asked_for(tmp_path, few_scenes):
 def test_everything_else_works_without_the_folder(tmp_path):
     "A copy of the package without `fast`: the command line trains; engine fast is refused in one sentence."
     shutil.copytree(ROOT / 'slotnb', tmp_path / 'slotnb', ignore=shutil.ignore_patterns('fast', '__pycache__'))
-    args = f'train --data_dir {DATA} --num_epochs 1 --warmup_epochs 0 --slot_dim 16 --hidden_dim 16 --device cpu'
+    data = copy_scenes(tmp_path / 'data', train=6, test=2)
+    args = f'train --data_dir {data} --num_epochs 1 --warmup_epochs 0 --slot_dim 16 --hidden_dim 16 --device cpu'
     # an editable installation finds the folder in the checkout, so its finder is removed
     run = 'import sys; sys.meta_path[:] = [f for f in sys.meta_path if "ditable" not in str(f)]; '
     run += 'from slotnb.cli import main; sys.exit(main(sys.argv[1:]))'
