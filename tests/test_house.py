@@ -102,8 +102,8 @@ ALLOWED = {
     'scenes.kubric_files': 'core scenes.camera scenes.lighting scenes.physics scenes.plan',
     'scenes.render': 'core runs.owner scenes.kubric_files scenes.lighting scenes.physics scenes.plan',
     # segment
-    'segment.files': 'core plots',
-    'segment.result': 'core metrics plots refine segment.files',
+    'segment.files': 'core formats.masks plots',
+    'segment.result': 'core formats.masks metrics plots refine segment.files',
     'segment.segmenter': 'backbones baselines core data features finer_grid geometry metrics refine segment.result',
     'segment.folder': 'core data plots runs.owner segment.files segment.result segment.segmenter',
     # video

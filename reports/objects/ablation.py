@@ -84,6 +84,11 @@ def backgrounds(masks, grid):
     return dict(spread=background_slot(masks, grid), border=most(border), largest=most(owner))
 
 
+def features_of(run, net, scenes):
+    "Features of scenes, scaled as those that the run was trained on."
+    return LazyFeatures(extract(net, scenes, show_progress=False), lambda x: x * run.scale)
+
+
 def score(name, seed):
     "Train one run and score it on the validation scenes, if that is not done yet."
     torch.set_num_threads(1)
@@ -93,8 +98,7 @@ def score(name, seed):
         return read_json(kept)
     run = load_run(fit(config, show_progress=False))
     scenes, net = validation_scenes(), frozen_backbone(config)
-    raw = LazyFeatures(extract(net, scenes, show_progress=False), lambda x: x * run.scale)
-    feats = LazyFeatures(raw, run.normalizer)
+    feats = LazyFeatures(features_of(run, net, scenes), run.normalizer)
     images, grid, rows, right = list(scenes), net.grid, [], []
     normalized = batches(feats, 8)
     i = 0

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
-from ablation import FOLDER, ROOT, SCORES, validation_scenes
+from ablation import FOLDER, ROOT, SCORES, features_of, validation_scenes
 from finer import CAUSES
 from slotnb.core import batches, read_json, write_json
 from slotnb.evaluate import load_run
@@ -73,8 +73,7 @@ def score(config, split):
     run = load_run(config.run_dir)
     scenes = validation_scenes() if split == 'validation' else open_dataset(COMMITTED, 'test', progress=False)
     net = frozen_backbone(config)
-    raw = LazyFeatures(extract(net, scenes, show_progress=False), lambda x: x * run.scale)
-    feats = LazyFeatures(raw, run.normalizer)
+    feats = LazyFeatures(features_of(run, net, scenes), run.normalizer)
     images, tables, labels = iter(scenes), [], []
     for x, out in zip(batches(feats, 8), outputs(run.model, feats, config.seed, 8)):
         some = [*islice(images, len(x))]

@@ -14,11 +14,10 @@ import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
-from ablation import FOLDER, SCORES, validation_scenes
+from ablation import FOLDER, SCORES, features_of, validation_scenes
 from colors import COMMITTED
 from finer import CAUSES
 from slotnb.evaluate import load_run
-from slotnb.features import extract
 from slotnb.formats.detect import open_dataset
 from slotnb.mask_head.head import MaskHead
 from slotnb.mask_head.training import refined_labels
@@ -44,7 +43,7 @@ def labels_of(run, split):
     file = run.folder / f'own-{split}.npz'
     if not file.is_file():
         scenes = scenes_of(run, split)
-        feats = extract(frozen_backbone(run.config), scenes, show_progress=False)
+        feats = features_of(run, frozen_backbone(run.config), scenes)
         np.savez_compressed(file, labels=np.stack(refined_labels(run, feats, scenes, False)[1]).astype(np.uint8))
     return list(np.load(file)['labels'].astype(int))
 

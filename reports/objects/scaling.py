@@ -17,9 +17,9 @@ import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
-from ablation import FOLDER, SCORES, validation_scenes
+from ablation import FOLDER, SCORES
 from colors import COMMITTED, score
-from mask_heads import HEAD, found_by
+from mask_heads import HEAD, found_by, scenes_of
 from slotnb.evaluate import load_run
 from slotnb.features import extract
 from slotnb.formats.convert import convert
@@ -112,9 +112,9 @@ def extract_all(model, folders):
 
 def score_head(config, split):
     "Scores of the segments of a mask head that is trained on a run's own masks of its training scenes."
-    found = found_by(load_run(config.run_dir), HEAD, split)
-    scenes = validation_scenes() if split == 'validation' else open_dataset(COMMITTED, 'test', progress=False)
-    table = pd.DataFrame([evaluate_scene(s.segmentation, x) for s, x in zip(scenes, found)])[[*SCORES]]
+    run = load_run(config.run_dir)
+    pairs = zip(scenes_of(run, split), found_by(run, HEAD, split))
+    table = pd.DataFrame([evaluate_scene(s.segmentation, x) for s, x in pairs])[[*SCORES]]
     table.add_suffix('_head').to_csv(config.run_dir / f'head-{split}.csv', index=False)
 
 
@@ -128,11 +128,11 @@ def whole_seeds(runs):
     return groups.filter(lambda g: g.arm.nunique() == wanted[g.name])
 
 
-def collect(runs, kept=()):
+def collect(runs):
     "Mean scores of each run and split, and the training's last losses."
     columns, rows = [f'{m}_{k}' for k in ('attn', 'merged', 'refined') for m in SCORES], []
     for arm, seed, config in runs:
-        if (arm.name, seed) in kept or not (config.run_dir / 'test.csv').is_file():
+        if not (config.run_dir / 'test.csv').is_file():
             continue
         last = pd.read_csv(config.run_dir / 'metrics.csv').iloc[-1]
         about = dict(arm=arm.name, model=arm.model, scenes=arm.scenes, kind=arm.kind, seed=seed)
@@ -167,10 +167,9 @@ if __name__ == '__main__':
     runs = [(arm, seed, config_of(arm, seed, folders[arm.scenes])) for arm in ARMS for seed in SEEDS]
     before = whole_seeds(runs)
     kept = {(r.arm, r.seed) for r in before.itertuples()}
+    todo = [(arm, seed, config) for arm, seed, config in runs if (arm.name, seed) not in kept]
     extracted = set()
-    for arm, seed, config in tqdm(runs, 'runs', unit='run'):
-        if (arm.name, seed) in kept:
-            continue
+    for arm, _, config in tqdm(todo, 'runs', unit='run'):
         missing = [s for s in SPLITS if not (config.run_dir / f'{s}.csv').is_file()]
         if missing and arm.model not in extracted:
             extract_all(arm.model, folders)
@@ -182,7 +181,7 @@ if __name__ == '__main__':
         for split in SPLITS if arm in WITH_HEAD else ():
             if not (config.run_dir / f'head-{split}.csv').is_file():
                 score_head(config, split)
-        pd.concat([before, collect(runs, kept)]).to_csv(HERE / 'scaling.csv', index=False)
+        pd.concat([before, collect(todo)]).to_csv(HERE / 'scaling.csv', index=False)
     file = HERE / 'scaling_test.png'
     draw(runs, range(12)).savefig(file, dpi=100)
     Image.open(file).convert('RGB').quantize(255).save(file)

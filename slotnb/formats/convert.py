@@ -29,23 +29,19 @@ def describe(
 ) -> dict:  # format, root, scenes, frames, sizes, objects, materials, has_ground_truth, grey, rotated, skipped, notes
     "Read every sample once and count sizes, visible objects and materials."
     sizes, materials, objects, grey, rotated, masks, void = Counter(), Counter(), [], 0, 0, 0, []
-
-    def look(s):
-        nonlocal grey, rotated, masks
-        sizes[f'{s.image.shape[1]}x{s.image.shape[0]}'] += 1
-        grey += all((row == row[:, :1]).all() for row in s.image)
-        rotated += s.rotated
-        if s.segmentation is None:
-            return
-        masks += 1
-        void.extend([share] if (share := float((s.segmentation < 0).mean())) else [])
-        visible = np.flatnonzero(np.bincount(s.segmentation[s.segmentation > 0]))
-        objects.append(len(visible))
-        materials.update(s.materials[i - 1] or 'unknown' for i in visible)
-
     n = len(dataset)
-    for i in tqdm(range(n), 'reading', disable=not progress, leave=False):
-        look(dataset[i])  # only one sample is in memory
+    for row in tqdm(range(n), 'reading', disable=not progress, leave=False):
+        s = dataset[row]
+        sizes[f'{s.image.shape[1]}x{s.image.shape[0]}'] += 1
+        grey += all((line == line[:, :1]).all() for line in s.image)
+        rotated += s.rotated
+        if s.segmentation is not None:
+            masks += 1
+            void += [share] if (share := float((s.segmentation < 0).mean())) else []
+            visible = np.flatnonzero(np.bincount(s.segmentation[s.segmentation > 0]))
+            objects.append(len(visible))
+            materials.update(s.materials[i - 1] or 'unknown' for i in visible)
+        del s  # a large image, while the next one is read
     notes = []
     if grey:
         notes.append(f'grey: {grey} of {n} images; the backbones were trained on color and may respond differently')

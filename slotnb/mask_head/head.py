@@ -48,7 +48,7 @@ def _restored(state, key, net, opt, steps, rng):
     try:
         own = load_tensors(Path(state))[1].get('run') == repr(key)
     except SlotnbError:  # damaged
-        return 0
+        own = False
     if not own:
         return 0
     progress = restore_state(Path(state), net, opt, steps, key)

@@ -81,12 +81,10 @@ def pack(
     for name in ('signature', 'digest'):  # of this machine, and of the file as it was
         config.pop(name, None)
     settings = config['config']
-    settings |= dict(save_dir='checkpoints', data_dir=Path(settings['data_dir']).name, device='auto')
-    settings |= dict(warm_start=Path(settings['warm_start']).name) if settings.get('warm_start') else {}
-    if settings['weights'] not in ('auto', 'random'):
-        settings['weights'] = (
-            'auto'  # a file of this machine; the probe image tells whether others find the same weights
-        )
+    settings |= dict(save_dir='checkpoints', device='auto')
+    settings |= {k: Path(settings[k]).name for k in ('data_dir', 'warm_start') if settings.get(k)}
+    if settings['weights'] != 'random':  # a file of this machine; the probe image tells whether others find the same
+        settings['weights'] = 'auto'
     out.mkdir(parents=True, exist_ok=True)
     save_tensors(out / 'best_model.safetensors', tensors, **{k: literal_eval(v) for k, v in meta.items()})
     save_tensors(out / 'probe.safetensors', dict(feats=feats))

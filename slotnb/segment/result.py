@@ -16,10 +16,11 @@ from PIL import Image
 from scipy import ndimage
 from torch import Tensor
 from ..core import SlotnbError
+from ..formats.masks import label_numbers
 from ..metrics import hard_masks
 from ..plots import overlay, reduce_image
 from ..refine import background_slot, refine_masks
-from .files import file_stem, label_image, label_numbers, write_image, write_soft
+from .files import file_stem, label_image, write_image, write_soft
 
 # %% ../../nbs/segment/result.ipynb #005f6c8c
 _LARGE = 2**26  # values of an image; larger ones are not copied
