@@ -30,6 +30,11 @@ def pytest_sessionstart(session):
         extract(ViTBackbone('dinov2_vits14'), KubricFolders(DATA, split), show_progress=False)
 
 
+def pytest_collection_modifyitems(items):
+    "Long tests first, so that no worker is left with one while the other has none."
+    items.sort(key=lambda item: 'long' not in item.keywords)
+
+
 def run_notebook(path):
     "Run a notebook as nbdev_test does, with modules found in the working directory first, as Jupyter finds them."
     from nbdev.test import test_nb

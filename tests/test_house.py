@@ -130,7 +130,7 @@ ALLOWED = {
     'explorer.gallery': 'core explorer.views',
     'explorer.picker': 'core',
     'explorer.clips': 'data explorer.pages explorer.state explorer.viewer explorer.views plots segment.result',
-    'explorer.save': 'commands.segment core data evaluate explorer.state',
+    'explorer.save': 'commands.segment core data evaluate explorer.state explorer.viewer',
     'explorer.controls': 'core explorer.pages explorer.picker explorer.replay explorer.save explorer.state '
     'explorer.viewer explorer.views normalizer',
     'explorer.widget': 'core data evaluate explorer.clips explorer.controls explorer.gallery explorer.pages '

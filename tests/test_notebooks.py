@@ -4,6 +4,14 @@ import pytest
 from conftest import ROOT, run_notebook
 
 
-@pytest.mark.parametrize('path', sorted(ROOT.glob('nbs/[0-9]*.ipynb')), ids=lambda p: p.stem)
+LONG = '02_backbones', '03_features', '04_normalizer', '06_decoder', '13_train', '14_evaluate'
+
+
+def core_notebooks():
+    for path in sorted(ROOT.glob('nbs/[0-9]*.ipynb')):
+        yield pytest.param(path, id=path.stem, marks=[pytest.mark.long] if path.stem in LONG else [])
+
+
+@pytest.mark.parametrize('path', core_notebooks())
 def test_notebook(path):
     run_notebook(path)

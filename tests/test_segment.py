@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from safetensors.torch import load_file
-from conftest import DATA
+from conftest import DATA, copy_scenes
 from slotnb.cli import main
 from slotnb.core import SlotnbError
 from slotnb.data import KubricFolders, read_segmentation
@@ -81,15 +81,17 @@ def test_files(tmp_path, photos, capsys):
 
 def test_labels_are_those_that_are_scored(tmp_path):
     "On the test scenes `segment` gives the refined masks of `evaluate`, scores and all."
-    config = TrainConfig(data_dir=str(DATA), save_dir=str(tmp_path), num_epochs=1, rounds=1, device='cpu')
+    data_dir = str(copy_scenes(tmp_path / 'data', train=16, test=6))
+    config = TrainConfig(data_dir=data_dir, save_dir=str(tmp_path), num_epochs=3, rounds=1, device='cpu')
     run_dir = fit(config, show_progress=False)
     result = evaluate(run_dir, show_progress=False)
     masks = load_file(run_dir / 'test_masks.safetensors')['merged'].float()
-    found = [r.labels for r in load_run(run_dir).segment(SCENES)]
-    for labels, scene, m in zip(found, SCENES, masks):
+    scenes = KubricFolders(data_dir, 'test')
+    found = [r.labels for r in load_run(run_dir).segment(scenes)]
+    for labels, scene, m in zip(found, scenes, masks):
         same = labels == refine_masks(scene.image, m, grid=(32, 32))
         assert same.mean() > 0.995, scene.name  # the masks of a run are kept in half precision
-    assert result['mbo_refined'] > 0.3 and len(found) == len(masks) == 24
+    assert result['mbo_refined'] > 0.3 and len(found) == len(masks) == 6
 
 
 def test_what_the_run_did_to_its_features_is_applied(run):
@@ -116,11 +118,12 @@ def test_video_and_shards(tmp_path, capsys):
         container.mux(stream.encode())
     assert ask(capsys, tmp_path / 'clip.mp4', '--out', tmp_path / 'v')[0] == 0
     assert sorted(p.name for p in (tmp_path / 'v/labels/clip').iterdir()) == ['00000.png', '00001.png', '00002.png']
-    convert_data(DATA, tmp_path / 'shards', 'webdataset', 'test', progress=False)
+    few = copy_scenes(tmp_path / 'few', test=4)
+    convert_data(few, tmp_path / 'shards', 'webdataset', 'test', progress=False)
     shard = next((tmp_path / 'shards').rglob('*.tar'))
     code, out, err = ask(capsys, shard, '--out', tmp_path / 's', '--run', 'spectral', '--num_slots', 3, '--no_refine')
-    assert code == 0 and '24 images' in out, err
-    for scene in SCENES:
+    assert code == 0 and '4 images' in out, err
+    for scene in KubricFolders(few, 'test'):
         labels = read_segmentation(tmp_path / f's/labels/{scene.name}.png')
         assert labels.shape == (256, 256) and len(np.unique(labels)) == 3
 
@@ -133,6 +136,7 @@ def contents(folder):
     }
 
 
+@pytest.mark.long
 def test_killed_and_run_again(tmp_path, photos, capsys):
     "The same files as without a kill, to the last byte, and nothing else."
     whole, killed = tmp_path / 'whole', tmp_path / 'killed'
@@ -206,10 +210,11 @@ def test_refused(tmp_path, photos, capsys, args, why):
 
 
 def test_a_scene_folder_needs_its_split(tmp_path, capsys):
-    code, _, err = ask(capsys, DATA, '--out', tmp_path)
+    few, out_dir = copy_scenes(tmp_path / 'few', train=1, test=2), tmp_path / 'masks'
+    code, _, err = ask(capsys, few, '--out', out_dir)
     assert code == 2 and 'test, train' in err
-    code, out, _ = ask(capsys, DATA, '--split', 'test', '--out', tmp_path, '--no_refine')
-    assert code == 0 and '24 images' in out
+    code, out, _ = ask(capsys, few, '--split', 'test', '--out', out_dir, '--no_refine')
+    assert code == 0 and '2 images' in out
 
 
 def test_a_missing_picture_is_not_called_data():

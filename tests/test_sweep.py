@@ -11,7 +11,7 @@ from types import SimpleNamespace
 import nbformat
 import pandas as pd
 import pytest
-from conftest import DATA, ROOT
+from conftest import DATA, ROOT, copy_scenes
 from papermill.clientwrap import PapermillNotebookClient
 from slotnb.core import write_json
 from slotnb.report import build_report, load_runs
@@ -22,7 +22,6 @@ from slotnb.sweep import SweepConfig, plan_runs, run_all, sweep
 
 SMALL = dict(layer='-1', resolution='spec', grid_size='spec', data_dir=str(DATA), slot_dim=32, hidden_dim=32)
 NOTEBOOK = str(ROOT / 'reports/backbone_run.ipynb')
-TINY = (*(f'{k}={v}' for k, v in SMALL.items()), 'warmup_epochs=1')
 
 
 def assert_tables_agree(notebook: Path, folder: Path):
@@ -48,6 +47,7 @@ def test_committed_report_and_its_tables_agree():
     assert_tables_agree(ROOT / 'reports/ta_report.ipynb', ROOT / 'reports/ta_report')
 
 
+@pytest.mark.long
 def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     import huggingface_hub.constants
@@ -55,9 +55,10 @@ def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_OFFLINE', True)
     monkeypatch.setenv('HF_HUB_CACHE', str(tmp_path))
     monkeypatch.setattr(huggingface_hub.constants, 'HF_HUB_CACHE', str(tmp_path))
-    runs_dir = tmp_path / 'runs'
+    runs_dir, data_dir = tmp_path / 'runs', copy_scenes(tmp_path / 'data', train=12, test=6)
+    settings = tuple(f'{k}={v}' for k, v in (SMALL | dict(data_dir=data_dir, warmup_epochs=1)).items())
     config = SweepConfig(
-        str(runs_dir), ('dinov2_vits14', 'clip_vitb16'), ('none', 'instance'), (0,), (0.47,), 2, TINY, NOTEBOOK
+        str(runs_dir), ('dinov2_vits14', 'clip_vitb16'), ('none', 'instance'), (0,), (0.47,), 2, settings, NOTEBOOK
     )
     assert sweep(config, False) == {}
     runs = load_runs(runs_dir)
@@ -87,6 +88,7 @@ def test_sweep_and_report_end_to_end(tmp_path, monkeypatch):
     assert set(pd.read_csv(tmp_path / 'out/report/results_engines.csv').engine) == {'torch, fp32'}
 
 
+@pytest.mark.long
 def test_continues_after_a_failed_run(tmp_path, few_scenes):
     settings = SMALL | dict(data_dir=str(few_scenes), batch_size=4, warmup_epochs=1, num_epochs=1)
     good, bad = plan_runs(['dinov2_vits14'], ['none', 'instance'], [0], [], str(tmp_path / 'runs'), **settings)

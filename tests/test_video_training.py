@@ -121,6 +121,16 @@ def test_the_explorer_plays_a_clip(clips, video_run):
     assert not e.error and 'segments' in e.pictures
 
 
+def test_the_explorer_saves_the_masks_and_a_film_of_each_clip(clips, video_run, tmp_path):
+    e = SlotExplorer(video_run)
+    assert 'a film of each clip' in e.panel.save.text.value
+    assert 'clip' in dict(e.controls['view'].options)
+    e.panel.save.folder.value = str(tmp_path)
+    e.panel.save.click()
+    e.panel.save.thread.join()
+    assert {p.name for p in (tmp_path / 'films').glob('*')} == {'scene_0000.gif', 'scene_0001.gif'}
+
+
 def test_segments_of_a_clip_keep_their_labels(clips, video_run, tmp_path):
     "`slotnb segment` carries slots; a clip of which one frame is missing is done anew, to the same labels."
     run_dir, out = video_run, tmp_path / 'masks'

@@ -61,6 +61,11 @@ def fvu_curve(
     )
 
 # %% ../../nbs/explorer/controls.ipynb #controls-8
+def _views(video):
+    clip = [('clip', 'clip')] if video else []
+    return ('one scene', 'scene'), *clip, ('two runs', 'runs'), ('training', 'training')
+
+
 def _boxes():
     "One control per field of the state."
 
@@ -68,11 +73,10 @@ def _boxes():
         shape = dict(layout=w.Layout(width='auto'), style=dict(description_width='92px'))
         return kind(description=description, tooltip=tooltip, **shape, **kw)
 
-    views = [('one scene', 'scene'), ('clip', 'clip'), ('two runs', 'runs'), ('training', 'training')]
     sources = [('decoder', 'masks'), ('slot attention', 'attn'), ('merged', 'merged'), ('merged, refined', 'refined')]
     powers = dict(base=2, min=-5, max=3, step=0.125, readout_format='.2f')
     return dict(
-        view=w.ToggleButtons(options=views, style=dict(button_width='auto')),
+        view=w.ToggleButtons(options=_views(video=True), style=dict(button_width='auto')),
         run=control(w.Dropdown, 'run', 'which run'),
         compare=control(w.Dropdown, 'compare with', 'the second run'),
         scene=control(w.IntSlider, 'scene', 'which scene', min=0),
@@ -137,6 +141,7 @@ class Controls(w.VBox):
         c, self.syncing = self.boxes, True
         try:
             c['run'].options = c['compare'].options = runs
+            c['view'].options = _views((replay or viewer).config.mode == 'video')
             for name, value in dict(view=state.view, run=run, compare=compare, source=state.source).items():
                 c[name].value = value
             if replay:

@@ -7,7 +7,6 @@ __all__ = ['w', 'Stopped', 'WatchedScenes', 'save_command', 'SaveMasks']
 
 # %% ../../nbs/explorer/save.ipynb #092b4a08
 import html
-from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
@@ -17,6 +16,7 @@ from ..core import SlotnbError, need_extra
 from ..data import Dataset, Entry, Sample
 from ..evaluate import Run
 from .state import State
+from .viewer import Viewer
 
 w = need_extra('ipywidgets', 'explore', 'the explorer needs')
 
@@ -43,19 +43,19 @@ class WatchedScenes(Dataset):
 
 
 def save_command(
-    name: str,  # of the run, for the folder of the masks
+    viewer: Viewer,  # of the run; its name is that of the folder of the masks
     run: Run | str | Path,
     state: State,  # that is shown
-    fixed: Container[str],  # settings that the run does not let change
     trust: bool,  # see `load_run`
 ) -> SegmentCommand | None:
     "What `slotnb segment` would be asked; None for a run that is in no folder."
     if isinstance(run, Run):
         return None
-    num_slots = state.num_slots if state.num_slots and 'num_slots' not in fixed else None
+    num_slots = state.num_slots if state.num_slots and 'num_slots' not in viewer.fixed else None
     refine, changed = state.source != 'merged', f'-{num_slots}-slots' if num_slots else ''
-    out = f'masks/{name.strip("/")}{changed}{"" if refine else "-unrefined"}'
-    return SegmentCommand('', out, str(run), num_slots, refine, allow_custom_code=trust)
+    out = f'masks/{viewer.name.strip("/")}{changed}{"" if refine else "-unrefined"}'
+    film = 'gif' if viewer.video else 'none'
+    return SegmentCommand('', out, str(run), num_slots, refine, film=film, allow_custom_code=trust)
 
 # %% ../../nbs/explorer/save.ipynb #adfce8cb
 class SaveMasks(w.VBox):
@@ -91,9 +91,10 @@ class SaveMasks(w.VBox):
         elif command != self.command or len(added) != len(self.added):
             slots = f', {command.num_slots} slots' if command.num_slots else ''
             refined = 'merged and refined' if command.refine else 'merged, not refined'
+            films = '' if command.film == 'none' else ' and a film of each clip (GIF)'
             self._say(
-                f'{len(scenes) + len(added)} images, as slotnb segment writes them: slots {refined}{slots}, otherwise '
-                'as trained. All images start from the same noise, so segments may differ from those shown.'
+                f'{len(scenes) + len(added)} images{films}, as slotnb segment writes them: slots {refined}{slots}, '
+                'otherwise as trained. All images start from the same noise, so segments may differ from those shown.'
             )
         self.command, self.scenes, self.added = command, scenes, list(added)
         self.folder.placeholder = command.out if command else ''

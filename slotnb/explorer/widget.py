@@ -264,7 +264,7 @@ class SlotExplorer(w.VBox):
         self.page = page
         self.panel.show(now, list(self.runs), run, compare, viewer, replay)
         if viewer:
-            command = save_command(run, self.runs[run], now, viewer.fixed, self.trust)
+            command = save_command(viewer, self.runs[run], now, self.trust)
             self.panel.save.show(command, viewer.dataset, self.added)
         large, held_out = 190 if now.view == 'runs' else 256, {f'held-out image {i}': 200 for i in range(1, 9)}
         rows = dict.fromkeys(('scene', 'features', 'A', 'B'), large)
