@@ -8,7 +8,6 @@ __all__ = ['ground_truth_masks', 'block_masks', 'kmeans_masks', 'spectral_masks'
 # %% ../nbs/11_baselines.ipynb #cell-2
 import numpy as np
 import torch
-from sklearn.cluster import KMeans, spectral_clustering
 from .core import SlotnbError
 
 # %% ../nbs/11_baselines.ipynb #cell-9
@@ -52,6 +51,8 @@ def kmeans_masks(
     seed: int = 0,  # random state; the best of 4 initializations is kept
 ) -> np.ndarray:  # (k n) one-hot masks
     "k-means on the patch tokens of one image (Lloyd 1982; scikit-learn's `KMeans`, k-means++ initialization)."
+    from sklearn.cluster import KMeans  # takes a second, which `slotnb train` need not wait for
+
     feats = torch.as_tensor(feats).detach().float().cpu().numpy()
     if feats.ndim != 2 or not 1 <= k <= len(feats):
         raise SlotnbError(f'k-means into {k} clusters needs feats (n d) with n >= k, got shape {feats.shape}')
@@ -65,6 +66,8 @@ def spectral_masks(
     seed: int = 0,  # random state of the k-means step
 ) -> np.ndarray:  # (k n) one-hot masks
     "Normalized cuts on the cosine similarity of the tokens of one image (scikit-learn's `spectral_clustering`)."
+    from sklearn.cluster import spectral_clustering
+
     feats = torch.as_tensor(feats).detach().float().cpu()
     if feats.ndim != 2 or not 1 <= k <= len(feats):
         raise SlotnbError(

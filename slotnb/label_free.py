@@ -13,7 +13,6 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.metrics import silhouette_score
 from torch import Tensor
 from .core import SlotnbError
 from .data import Dataset, Entry, Sample
@@ -107,6 +106,8 @@ def measure_run(
     edges: bool = True,  # also `refined`, which takes most of the time
 ) -> Measured:
     "The measures of a run on some images. No label is read."
+    from sklearn.metrics import silhouette_score  # takes a second, which other commands need not wait for
+
     grid = tuple(run.record['grid'])
     attn, merged, labels = _segments(run, feats)
     raw = torch.stack([feats[[i]][0] for i in range(len(feats))])

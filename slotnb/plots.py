@@ -9,16 +9,16 @@ __all__ = ['PALETTE', 'palette', 'colorize', 'overlay', 'match_colors', 'panels'
 # %% ../nbs/appendix/plots.ipynb #cell-2
 import math
 from itertools import cycle
-from typing import Iterable, Sequence
-import matplotlib.pyplot as plt
+from typing import TYPE_CHECKING, Iterable, Sequence
 import numpy as np
 import torch
-from matplotlib.colors import to_rgb
-from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageColor
 from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 # %% ../nbs/appendix/plots.ipynb #cell-10
 PALETTE = (
@@ -32,9 +32,9 @@ def palette(
     background: bool = True,  # start with the grey of the background
 ) -> np.ndarray:  # (k 3) RGB from 0 to 1
     "The first `k` colors of the color-blind safe palette. After 24 colors and the background they repeat."
-    colors = np.array([to_rgb(c) for c in PALETTE[1:]])
-    cycled = colors[np.arange(k - background) % len(colors)]
-    return np.vstack([to_rgb(PALETTE[0]), cycled]) if background else cycled
+    grey, *colors = np.array([ImageColor.getrgb(c) for c in PALETTE]) / 255
+    cycled = np.array(colors)[np.arange(k - background) % len(colors)]
+    return np.vstack([grey, cycled]) if background else cycled
 
 # %% ../nbs/appendix/plots.ipynb #cell-15
 def colorize(
@@ -93,8 +93,10 @@ def panels(
     cols: int | None = None,  # panels per row; None: all in one row
     size: float = 1.6,  # inches per panel
     rows: Sequence[str] = (),  # labels of the rows, repeated from the top
-) -> Figure:
+) -> 'Figure':
     "Draw images side by side, without interpolation."
+    import matplotlib.pyplot as plt  # takes a second, which `slotnb train` need not wait for
+
     cols = cols or len(images)
     num_rows = math.ceil(len(images) / cols)
     height = num_rows * (size + (0.25 if titles else 0))
@@ -135,7 +137,7 @@ def contact_sheet(
     scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
     cols: int = 6,  # scenes per row
     size: float = 1.6,  # height of a scene in inches
-) -> Figure:
+) -> 'Figure':
     "Draw each scene as an image next to its segmentation, if it has one. Large ones are scaled down, one by one."
     names, labeled, images = zip(*map(_pair, scenes))
     cols = min(cols, len(images))
@@ -151,7 +153,7 @@ def mask_grid(
     hard: Sequence[np.ndarray],  # one (H W) of integers per scene, from `slotnb.metrics.hard_masks`
     grid: tuple[int, int] | list | None = None,  # (h, w) with h*w = n, or one for each scene in a list; None: a square
     size: float = 1.1,  # inches per panel
-) -> Figure:
+) -> 'Figure':
     "One row per scene: image, ground truth if all have one, segments, soft masks in frames of their color."
     rows, frames, scenes = [], [], list(scenes)
     grids = grid if isinstance(grid, list) else [grid] * len(scenes)
@@ -203,15 +205,15 @@ def pca_image(
     images: Sequence[np.ndarray],  # (h w 3) uint8, one per row of `feats`
     feats: Sequence[torch.Tensor | np.ndarray],  # (b n d)
     grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
-) -> Figure:
+) -> 'Figure':
     "Draw images above their features as colors."
     return panels([i / 255 for i in images] + [pca_rgb(f, grid) for f in feats], cols=len(images))
 
 # %% ../nbs/appendix/plots.ipynb #cell-38
 def stamp(
-    fig: Figure,  # any figure
+    fig: 'Figure',  # any figure
     text: str = 'RANDOM WEIGHTS',  # text of the stamp
-) -> Figure:  # the same figure
+) -> 'Figure':  # the same figure
     "Write `text` diagonally across a figure."
     w, h = fig.get_size_inches()
     size, angle = min(72 * h * 0.6, 72 * w * 1.2 / max(len(text), 1)), math.degrees(math.atan2(h, w)) / 2

@@ -12,7 +12,6 @@ from typing import Annotated, Literal
 import tyro
 from ..core import SlotnbError
 from ..diagnostics import feature_std_table
-from ..feature_card import card
 from ..features import extract
 from ..formats.convert import convert_data, info
 from ..normalizer import Normalizer
@@ -113,6 +112,8 @@ def _features(c):
 
 
 def _card(c, backbone, data):
+    from slotnb.feature_card import card  # libraries of figures and probes, which features need not wait for
+
     try:
         train = None if c.split in ('train', c.train_split) else open_split(c, 'train')
     except SlotnbError:

@@ -21,7 +21,6 @@ from ..mask_head.head import HEAD_FILE, STEPS
 from ..mask_head.training import fit_mask_head
 from ..parts import is_custom
 from ..processes import joined, on_first
-from ..report import build_report, load_runs
 from ..runs.checkpoints import checkpoint_path, load_tensors
 from ..runs.config import LETTERBOX, PRESETS, TrainConfig, preset
 from ..runs.extend import extend
@@ -31,7 +30,6 @@ from ..search_space import TuneConfig
 from ..segment.folder import write_masks
 from ..sweep import SweepConfig, sweep
 from ..train import fit
-from ..tune import best_command, tune
 
 # %% ../../nbs/commands/runs.ipynb #d8c7dc84
 @dataclass(frozen=True)
@@ -223,6 +221,8 @@ def _mask_head(c):
 
 
 def _report(c):
+    from slotnb.report import build_report, load_runs  # libraries of figures, which training need not wait for
+
     page, runs = build_report(c.runs_dir, c.out, c.notebook), load_runs(c.runs_dir)
     if 'ari_attn' in runs and runs.fg_ari_attn.isna().all():
         print('no FG-ARI and mBO, because no test mask holds an object; the page is that of runs without ground truth')
@@ -252,6 +252,8 @@ def _sweep(c):
 
 
 def _tune(c):
+    from slotnb.tune import best_command, tune
+
     table = tune(c)
     for row in table[table.state == 'FAIL'].itertuples():
         print(f'FAILED trial {row.trial} of {row.backbone}: {row.why}', file=sys.stderr)
