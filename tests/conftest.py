@@ -26,6 +26,7 @@ def pytest_sessionstart(session):
     from slotnb.data import KubricFolders
     from slotnb.features import extract
 
+    torch.set_num_threads(os.cpu_count())  # the workers have not begun
     for split in ('train', 'test'):
         extract(ViTBackbone('dinov2_vits14'), KubricFolders(DATA, split), show_progress=False)
 

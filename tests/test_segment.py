@@ -53,7 +53,8 @@ def photos(tmp_path_factory):
 def run(tmp_path_factory):
     "A short run with `feature_std`, which is applied to new images only if somebody remembers it."
     folder = tmp_path_factory.mktemp('run')
-    config = dict(data_dir=str(DATA), save_dir=str(folder), num_epochs=2, warmup_epochs=1, rounds=1, normalizer='none')
+    data_dir = str(copy_scenes(folder / 'data', train=12, test=2))
+    config = dict(data_dir=data_dir, save_dir=str(folder), num_epochs=4, warmup_epochs=1, rounds=1, normalizer='none')
     return load_run(fit(TrainConfig(**config, feature_std=2.0, device='cpu', slot_init='random'), show_progress=False))
 
 

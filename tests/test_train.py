@@ -66,9 +66,10 @@ def check_resume(tmp_path, few_scenes, settings):
     assert len(about['trained_with']) == 1 and about['trained_with'][0].startswith(settings['engine'])
 
 
-@pytest.mark.parametrize('engine', ['torch', 'fast'])
-def test_sigkill_and_resume_equals_uninterrupted(tmp_path, few_scenes, engine):
-    check_resume(tmp_path, few_scenes, dict(engine=engine))
+@pytest.mark.long
+def test_sigkill_and_resume_equals_uninterrupted(tmp_path, few_scenes):
+    "With the default engine; slow/test_resume.py does the same with engine fast."
+    check_resume(tmp_path, few_scenes, dict(engine='torch'))
 
 
 def test_another_engine_is_recorded(tmp_path, few_scenes):
