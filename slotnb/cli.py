@@ -48,6 +48,9 @@ def main(
     "Entry point of the command `slotnb`."
     alone, args = args is None, list(sys.argv[1:] if args is None else args)
     name = args[0] if args else '--help'
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # one that a program put there
+            stream.reconfigure(errors='backslashreplace')  # of names in data that the terminal cannot show
     if 'TORCHELASTIC_RUN_ID' in os.environ and (code := _by_torchrun(name)):
         return code
     if name in ('-h', '--help', 'help', '--version'):
@@ -156,6 +159,12 @@ def _completion(shell):
     return 0
 
 
+def _home(arg):
+    "Replace ~ by the home folder as shells do, also after a flag's =, where they leave it, and in quotes."
+    flag, equals, value = arg.partition('=') if arg.startswith('--') else ('', '', arg)
+    return flag + equals + os.path.expanduser(value)
+
+
 def _run(name, args):
     "Import the module of a command, parse its flags, run it."
     import tyro
@@ -164,7 +173,7 @@ def _run(name, args):
     warnings.filterwarnings('ignore', 'Image size')  # of Pillow for large images, which are read as they should be
     try:
         module, config, run, flags = _flags(name)
-        args = getattr(module, 'expand', list)(args)
+        args = getattr(module, 'expand', list)([_home(a) for a in args])
         _Interrupt.set(_Interrupt.handle)
         value = tyro.cli(flags, prog=f'slotnb {name}', args=args[1:], use_underscores=True)
         run(value if flags is config else flat(config, value))
@@ -182,7 +191,8 @@ def _explain(e):
 
     voice = _voice(e)
     if isinstance(e, SlotnbError):
-        print(f'slotnb: {e}', file=voice)
+        text = str(e)
+        print('slotnb:', text if len(text) < 2000 else f'{text[:900]} ... {text[-900:]}', file=voice)
         return 2
     if isinstance(e, OSError) and e.errno in _OF_THE_MACHINE and e.filename:
         name = os.fsdecode(e.filename) if isinstance(e.filename, (str, bytes)) else str(e.filename)

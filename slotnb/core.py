@@ -159,14 +159,21 @@ def cannot_read(
     )
 
 # %% ../nbs/00_core.ipynb #ca2b3bb4
+def regular(
+    path: str | Path,  # of a file that will be opened
+) -> str | Path:  # the same
+    "`SlotnbError` for a pipe or socket, which would be waited for without end."
+    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):
+        raise SlotnbError(f'{path} is no regular file; put the file itself there')
+    return path
+
+
 def read_text(
     path: str | Path,  # a file in UTF-8
 ) -> str:
     "The text of a file. `SlotnbError` if it cannot be opened or is no text."
-    if Path(path).exists() and not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
-        raise SlotnbError(f'{path} is no regular file; put the file itself there')
     try:
-        return Path(path).read_text(encoding='utf8')
+        return Path(regular(path)).read_text(encoding='utf8')
     except OSError as e:
         raise cannot_read(path, e) from None
     except UnicodeDecodeError as e:

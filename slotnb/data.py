@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image, ImageOps, UnidentifiedImageError
 from tqdm import tqdm
-from .core import SlotnbError, cannot_read, digest, read_json
+from .core import SlotnbError, cannot_read, digest, read_json, regular
 
 # %% ../nbs/01_data.ipynb #cell-11
 def read_segmentation(
@@ -35,7 +35,7 @@ def open_image(
 ) -> Image.Image:  # upright; `info` says whether it is `deep` (16 bits a channel) and `rotated` (by its EXIF tag)
     "Decode an image completely; `Image.open` alone reads only the header. `SlotnbError` if it holds several pictures."
     try:
-        with Image.open(path if data is None else io.BytesIO(data)) as im:
+        with Image.open(regular(path) if data is None else io.BytesIO(data)) as im:
             if (n := _num_pictures(im)) > 1:
                 raise SlotnbError(f'{path} holds {n} pictures, of which one would be read; save each in its own file')
             # Pillow reduces 16-bit channels to 8 bits without a warning
@@ -48,8 +48,8 @@ def open_image(
         empty = not Path(path).stat().st_size if data is None else not data
         why = 'it is empty' if empty else 'it is not an image'
     except Image.DecompressionBombError:
-        limit = 2 * Image.MAX_IMAGE_PIXELS // 10**6
-        raise SlotnbError(f'{path} has more than {limit} megapixels; scale it down or cut it into tiles') from None
+        limit = f"Pillow's limit of {2 * Image.MAX_IMAGE_PIXELS // 10**6} megapixels"
+        raise SlotnbError(f'{path} has more than {limit}; scale it down or cut it into tiles') from None
     except OSError as e:
         if e.errno:
             raise cannot_read(path, e) from None

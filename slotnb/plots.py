@@ -9,16 +9,13 @@ __all__ = ['PALETTE', 'palette', 'colorize', 'overlay', 'match_colors', 'panels'
 # %% ../nbs/appendix/plots.ipynb #cell-2
 import math
 from itertools import cycle
-from typing import TYPE_CHECKING, Iterable, Sequence
+from typing import Any, Iterable, Sequence
 import numpy as np
 import torch
 from PIL import Image, ImageColor
 from scipy.linalg import eigh
 from scipy.optimize import linear_sum_assignment
 from .core import SlotnbError
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 # %% ../nbs/appendix/plots.ipynb #cell-10
 PALETTE = (
@@ -93,7 +90,7 @@ def panels(
     cols: int | None = None,  # panels per row; None: all in one row
     size: float = 1.6,  # inches per panel
     rows: Sequence[str] = (),  # labels of the rows, repeated from the top
-) -> 'Figure':
+) -> Any:  # a figure of matplotlib
     "Draw images side by side, without interpolation."
     import matplotlib.pyplot as plt  # takes a second, which `slotnb train` need not wait for
 
@@ -137,7 +134,7 @@ def contact_sheet(
     scenes: Iterable,  # of `slotnb.data.Sample`, or anything with name, image, segmentation
     cols: int = 6,  # scenes per row
     size: float = 1.6,  # height of a scene in inches
-) -> 'Figure':
+) -> Any:  # a figure of matplotlib
     "Draw each scene as an image next to its segmentation, if it has one. Large ones are scaled down, one by one."
     names, labeled, images = zip(*map(_pair, scenes))
     cols = min(cols, len(images))
@@ -153,7 +150,7 @@ def mask_grid(
     hard: Sequence[np.ndarray],  # one (H W) of integers per scene, from `slotnb.metrics.hard_masks`
     grid: tuple[int, int] | list | None = None,  # (h, w) with h*w = n, or one for each scene in a list; None: a square
     size: float = 1.1,  # inches per panel
-) -> 'Figure':
+) -> Any:  # a figure of matplotlib
     "One row per scene: image, ground truth if all have one, segments, soft masks in frames of their color."
     rows, frames, scenes = [], [], list(scenes)
     grids = grid if isinstance(grid, list) else [grid] * len(scenes)
@@ -205,15 +202,15 @@ def pca_image(
     images: Sequence[np.ndarray],  # (h w 3) uint8, one per row of `feats`
     feats: Sequence[torch.Tensor | np.ndarray],  # (b n d)
     grid: tuple[int, int] | None = None,  # (h, w) with h*w = n; None: a square
-) -> 'Figure':
+) -> Any:  # a figure of matplotlib
     "Draw images above their features as colors."
     return panels([i / 255 for i in images] + [pca_rgb(f, grid) for f in feats], cols=len(images))
 
 # %% ../nbs/appendix/plots.ipynb #cell-38
 def stamp(
-    fig: 'Figure',  # any figure
+    fig: Any,  # any figure of matplotlib
     text: str = 'RANDOM WEIGHTS',  # text of the stamp
-) -> 'Figure':  # the same figure
+) -> Any:  # the same figure
     "Write `text` diagonally across a figure."
     w, h = fig.get_size_inches()
     size, angle = min(72 * h * 0.6, 72 * w * 1.2 / max(len(text), 1)), math.degrees(math.atan2(h, w)) / 2

@@ -1,17 +1,22 @@
 "What people have or type by mistake: read rightly, or refused in one sentence that names it."
 
+import io
 import json
 import os
+import re
+import shutil
+import tarfile
 import zipfile
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from conftest import DATA, ROOT
 from PIL import Image
 from slotnb.commands.segment import SegmentCommand, find_segmenter
 from slotnb.core import SlotnbError
 from slotnb.formats.detect import open_dataset
 from slotnb.formats.multi_object import record_splits
+from slotnb.formats.shards import encode_png
 from slotnb.formats.splits import find_shards
 from slotnb.runs.checkpoints import load_tensors
 from slotnb.weights import read_state
@@ -61,6 +66,7 @@ def test_slots_of_a_clustering_are_not_replaced():
     [
         (('data', 'convert', DATA, 'out', '--shard_size', 0), ('shard_size is 0',)),
         (('train', '--data_dir', DATA, '--save_dir', ''), ('save_dir', 'name of a folder')),
+        (('train', '--data_dir', DATA, '--batch_size', 2**63), ('batch_size', 'at most 10 million')),
         (('train', '--data_dir', DATA, '--save_dir', 'caf\udce9'), ('save_dir', 'UTF-8')),
     ],
 )
@@ -159,3 +165,81 @@ def test_sets_that_say_how_many_files_they_have(tmp_path):
     put('clevr.tfrecords-00000-of-00002')
     with pytest.raises(SlotnbError, match='clevr.tfrecords-00001-of-00002 is missing'):
         record_splits(tmp_path)
+
+
+INFINITE, DIGITS = float('inf'), 'DIGITS'
+ABSURD = {  # what dataset_info.json says of a split
+    'records': dict(shardLengths=[str(2**31), '1']),
+    'more than an array': dict(shardLengths=[2**63, 1]),
+    'infinite': dict(shardLengths=[INFINITE, 1]),
+    'negative': dict(shardLengths=[-1, 3]),
+    'digits': dict(shardLengths=[DIGITS, 1]),
+    'shards': dict(shardLengths=[2] * 10**6),
+    'width': dict(filepathTemplate='{SPLIT:>10000000000}'),
+    'long': dict(filepathTemplate='{SPLIT}' * 10**6),
+    'attribute': dict(filepathTemplate='{SPLIT.__class__}'),
+}
+
+
+@pytest.mark.parametrize('kind', [*ABSURD, 'deep', 'frames'])
+def test_absurd_numbers_of_movi(tmp_path, kind):
+    "Refused before anything of that size is allocated, also where broken shards are to be skipped."
+    shutil.copytree(ROOT / 'tests/fixtures/movi_a/64x64/1.0.0', tmp_path / 'movi')
+    path = tmp_path / 'movi/dataset_info.json'
+    if kind == 'deep':
+        path.write_text('[' * 10**4 + ']' * 10**4)
+    elif kind == 'frames':
+        path = path.with_name('features.json')
+        text, n = re.subn(r'("dimensions": \[\s*"?)\d+(?="?,\s*"?64"?,\s*"?64\b)', rf'\g<1>{10**9}', path.read_text())
+        assert n
+        path.write_text(text)
+    else:
+        info = json.loads(path.read_text())
+        info['splits'][0] |= ABSURD[kind]
+        path.write_text(json.dumps(info).replace('Infinity', '1e999').replace(f'"{DIGITS}"', '7' * 5000))
+    for more in ((), ('--skip_broken', '--max_frames', 0)):
+        refused(slotnb('data', 'info', 'movi', '--out', '', *more, cwd=tmp_path), path.name)
+
+
+@pytest.mark.parametrize('text', ['{"frame": 1e999}', '{"frame": NaN}', '[' * 10**4, '{"frame": ' + '7' * 5000 + '}'])
+def test_absurd_metadata_of_shards(tmp_path, text):
+    with tarfile.open(tmp_path / 'a.tar', 'w') as tar:
+        for name, data in {'a.png': encode_png(np.zeros((8, 8, 3), np.uint8)), 'a.json': text.encode()}.items():
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    refused(slotnb('data', 'info', 'a.tar', '--out', '', cwd=tmp_path), 'a.tar/a.json', 'write the shard again')
+
+
+@pytest.mark.skipif(not hasattr(os, 'mkfifo'), reason='no named pipes here')
+@pytest.mark.parametrize('name', ['rgba_00000.png', 'segmentation_00000.png', 'metadata.json'])
+def test_pipes_in_scenes(few_scenes, tmp_path, name):
+    path = few_scenes / 'train/scene_0003' / name
+    path.unlink()
+    os.mkfifo(path)
+    refused(slotnb('data', 'info', few_scenes, '--out', '', cwd=tmp_path), name, 'no regular file')
+    assert len(open_dataset(few_scenes, 'train', skip_broken=True, progress=False).scenes) == 7
+
+
+def test_the_home_folder_in_every_flag(few_scenes, tmp_path, monkeypatch):
+    monkeypatch.setenv('HOME', str(tmp_path / 'home'))
+    (tmp_path / 'home').mkdir()
+    for i, flag in enumerate((['--out', '~/0.png'], ['--out=~/1.png'])):
+        assert slotnb('data', 'info', few_scenes, *flag, cwd=tmp_path).returncode == 0
+        assert (tmp_path / f'home/{i}.png').is_file()
+    assert not (tmp_path / '~').exists()
+
+
+def test_a_long_message_is_shortened(tmp_path):
+    result = slotnb('train', '--data_dir', DATA, '--decoder', 'x' * 10**6, cwd=tmp_path)
+    refused(result, 'decoder')
+    assert len(result.stderr) < 3000
+
+
+def test_text_that_a_terminal_cannot_show(few_scenes, tmp_path):
+    "Half a surrogate pair in JSON, and any name where the terminal knows ASCII only."
+    for path in few_scenes.rglob('metadata.json'):
+        text = path.read_text().replace('"metal"', r'"\ud800"').replace('"rubber"', '"é"')
+        path.write_text(text)
+    done = slotnb('data', 'info', few_scenes, '--out', '', cwd=tmp_path, PYTHONIOENCODING='ascii')
+    assert done.returncode == 0 and r'\ud800' in done.stdout, done.stderr

@@ -7,6 +7,7 @@ __all__ = ['MoviRecords']
 
 # %% ../../nbs/formats/movi.ipynb #cell-2
 import json
+import re
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
 from pathlib import Path
@@ -49,7 +50,7 @@ def _schema(fs, url):
         field = 'instances'
         features = _inside(_inside(root[field], 'sequence')['feature'], 'featuresDict')
         labels = [k for k, v in features.items() if 'classLabel' in v or v.get('type', '').endswith('ClassLabel')]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError, AssertionError):
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError, RecursionError):
         raise SlotnbError(
             f"{url}/features.json does not describe '{field}' as MOVi does; is this a MOVi dataset, written by TFDS 4?"
         ) from None
@@ -74,16 +75,19 @@ def _splits(fs, url):
         field = 'splits'
         for s in info['splits']:
             counts = [int(n) for n in s.get('shardLengths', [])]
+            assert len(counts) < 10**5 and all(n >= 0 for n in counts)
             n = f'{len(counts):05}'
             field = 'filepathTemplate'
             template = s.get('filepathTemplate') or '{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}'
             fixed = dict(DATASET=name, SPLIT=s['name'], FILEFORMAT=form, NUM_SHARDS=n)
+            assert len(template) < 1000
             shards = []
             for k in range(len(counts)):
-                file = template.format(**fixed, SHARD_INDEX=f'{k:05}', SHARD_X_OF_Y=f'{k:05}-of-{n}')
+                values = fixed | dict(SHARD_INDEX=f'{k:05}', SHARD_X_OF_Y=f'{k:05}-of-{n}')
+                file = re.sub(r'{(.*?)}', lambda m: values[m[1]], template)  # str.format would obey widths, too
                 shards.append(f'{url}/{file}')
             splits[s['name']] = counts, shards
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (LookupError, TypeError, ValueError, AttributeError, AssertionError, OverflowError):
         raise SlotnbError(
             f"{url}/dataset_info.json has no readable '{field}'; copy it again, it has to be that of TFDS 4"
         ) from None
@@ -121,6 +125,8 @@ _PER_FRAME = (
 def _instances(record, frame, num_frames, labels, where):
     "One dict per instance with the keys of Kubric's metadata.json. Values that change over time are those of `frame`."
     n = int(_field(record, 'metadata/num_instances', where)[0])
+    if not 0 <= n < 2**16:
+        raise SlotnbError(f"{where}: 'metadata/num_instances' is {n}, no number of instances; copy the shard again")
     out = [{} for _ in range(n)]
     for name, values in record.items():
         if not name.startswith('instances/'):
@@ -204,6 +210,12 @@ class MoviRecords(Dataset):
         errors = list(self._shard_errors.values())
         if errors and not skip_broken:
             raise SlotnbError(errors[0] + (f' ({len(errors) - 1} more shards are broken too)' if errors[1:] else ''))
+        longest = max(1000, self.index[:, 1].max())  # bytes
+        if self.num_frames > longest:
+            raise SlotnbError(
+                f'{url}/features.json says {self.num_frames} frames a video, and no record holds so many; '
+                'copy features.json and the shards again, from one version'
+            )
         frames = range(min(max_frames or self.num_frames, self.num_frames))
         super().__init__(url, [Entry(f'{split}_{n:05}', f, n) for n in range(sum(counts)) for f in frames], masks=masks)
         self.remarks = split_remark(asked, split)

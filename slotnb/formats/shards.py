@@ -141,7 +141,7 @@ def _name(data, key):
     try:
         obj = json.loads(data)
         return str(obj.get('name', key)), int(obj.get('frame', 0))
-    except (ValueError, TypeError, AttributeError):
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError):
         return key, 0
 
 # %% ../../nbs/formats/shards.ipynb #cell-13
@@ -288,7 +288,7 @@ def _member(path, key, ext, members):
 def _metadata(where, data):
     try:
         obj = json.loads(data)
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise SlotnbError(f'{where} is not valid JSON ({e}); write the shard again') from None
     if not isinstance(obj, dict) or not isinstance(obj.get('frame', 0), int):
         raise SlotnbError(f"{where} must be an object with an integer 'frame'; write the shard again")

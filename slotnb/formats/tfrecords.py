@@ -93,7 +93,7 @@ def fetch_json(
     "Read and parse a JSON file."
     try:
         return json.loads(read_bytes(fs, url))
-    except ValueError as e:
+    except (ValueError, RecursionError) as e:
         raise SlotnbError(f'{url} is not valid JSON ({one_line(e)}); copy it again') from None
 
 # %% ../../nbs/formats/tfrecords.ipynb #cell-16
@@ -172,7 +172,13 @@ def index_records(
             return index, {}
     except (OSError, ValueError, EOFError):
         pass
-    index, errors = _build_index(fs, shards, [s and s[0] for s in stats], counts, progress)
+    sizes = [s and s[0] for s in stats]
+    if sum(counts) > max(10**6, sum(s or 0 for s in sizes) // 16):  # a record has 16 bytes beside its data
+        raise SlotnbError(
+            f"dataset_info.json says {sum(counts)} records, and the files beside {shards[0]} do not hold so many; "
+            'copy both again, from one version'
+        )
+    index, errors = _build_index(fs, shards, sizes, counts, progress)
     if not errors:
         with atomic_path(file) as tmp, open(tmp, 'wb') as f:
             np.save(f, index)

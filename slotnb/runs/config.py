@@ -235,7 +235,7 @@ RULES = (
     ('num_slots', lambda v: v <= 10_000, 'at most 10000'),  # beyond these no machine trains
     ('slot_dim hidden_dim space_dim', lambda v: v <= 2**15, 'at most 32768'),
     ('num_iters next_iters rounds', lambda v: v <= 1000, 'at most 1000'),
-    ('num_epochs warmup_epochs', lambda v: v <= 10**7, 'at most 10 million'),
+    ('num_epochs warmup_epochs batch_size micro_batch max_frames', lambda v: v <= 10**7, 'at most 10 million'),
     ('num_epochs batch_size slot_dim num_iters next_iters hidden_dim space_dim rounds', lambda v: v >= 1, 'at least 1'),
     ('warmup_epochs warmup_samples micro_batch max_frames clip_stride', lambda v: v >= 0, '0 or more'),
     ('val_fraction', lambda v: 0 < v < 1, 'between 0 and 1'),
