@@ -281,6 +281,8 @@ def render_notebook(
     page, _ = exporter.from_filename(str(done))
     # the anchors of headings are in lower case, as on the site
     page = re.sub(r'(<h[1-6] id="|class="anchor-link" href="#)([^"]+)', lambda m: m[1] + m[2].lower(), page)
+    if str(notebook).startswith('reports/'):  # its neighbors are not beside the page
+        page = re.sub(r'href="([\w./]+\.ipynb)', r'href="https://github.com/slotnb/slotnb/blob/main/reports/\1', page)
     with atomic_path(out) as tmp:
         tmp.write_text(page)
     return Path(out)

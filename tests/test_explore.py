@@ -216,7 +216,7 @@ def test_save_all_masks_writes_what_the_command_writes(runs, few_scenes, tmp_pat
     save = e.panel.save
     save.click()
     save.thread.join()
-    name, out = next(iter(e.runs)), tmp_path / f'masks/{next(iter(e.runs))}'
+    name, out = next(iter(e.runs)), tmp_path / f'masks/{runs["plain"].parent.name}/{next(iter(e.runs))}'
     assert f'{out}: 2 images' in save.text.value and save.bar.value == 2 and name == 'dinov2_vits14'
     save.show(save.command, few := e.viewer().scenes, [])
     assert (
@@ -227,7 +227,9 @@ def test_save_all_masks_writes_what_the_command_writes(runs, few_scenes, tmp_pat
     for path in files - {Path('contact_sheet.png')}:  # a file of matplotlib
         assert (out / path).read_bytes() == (tmp_path / 'cli' / path).read_bytes(), path
     e.state = dict(num_slots=4, source='merged')
-    assert save.folder.placeholder == 'masks/dinov2_vits14-4-slots-unrefined' and '4 slots' in save.text.value
+    assert (
+        save.folder.placeholder == f'masks/{out.parent.name}/{name}-4-slots-unrefined' and '4 slots' in save.text.value
+    )
     save.folder.value = str(out)
     save.click()
     save.thread.join()

@@ -128,6 +128,15 @@ def test_the_explorer_saves_the_masks_and_a_film_of_each_clip(clips, video_run, 
     e.panel.save.folder.value = str(tmp_path)
     e.panel.save.click()
     e.panel.save.thread.join()
+    assert '12 images, 2 films' in e.panel.save.text.value
+    assert e.panel.save.folder.placeholder == f'masks/{video_run.parent.name}/dinov2_vits14'
+    e.state = dict(view='clip')
+    assert e.panel.play.description == '▶ play'
+    e.play.value = True
+    assert e.panel.play.description == '■ stop'
+    e.play.value = False
+    e.state = dict(view='training')
+    assert e.panel.play.description == '▶ replay'
     assert {p.name for p in (tmp_path / 'films').glob('*')} == {'scene_0000.gif', 'scene_0001.gif'}
 
 

@@ -57,7 +57,7 @@ def fvu_curve(
         f'<line x1="{x(epoch)}" x2="{x(epoch)}" y1="5" y2="65" stroke="#d55e00" stroke-width="1.5"/>'
         f'<polyline points="{points}" fill="none" stroke="#0072b2" stroke-width="2"/>'
         '<text x="5" y="80" font-size="11" fill="currentColor">'
-        f'held-out FVU, epoch {epoch} of {replay.config.num_epochs}</text></svg>'
+        f'held-out FVU, epoch {epoch}; the last is {replay.config.num_epochs - 1}</text></svg>'
     )
 
 # %% ../../nbs/explorer/controls.ipynb #controls-8
@@ -179,6 +179,7 @@ class Controls(w.VBox):
         show(self.boxes['compare'], state.view == 'runs')
         show(self.boxes['epoch'], training)
         show(self.play, training or state.view == 'clip')
+        self.play.description = '■ stop' if self.play.value else '▶ play' if state.view == 'clip' else '▶ replay'
         show(self.reset, not training)
         show(self.save, not training)
         show(self.add_run, not training)

@@ -53,7 +53,10 @@ def save_command(
         return None
     num_slots = state.num_slots if state.num_slots and 'num_slots' not in viewer.fixed else None
     refine, changed = state.source != 'merged', f'-{num_slots}-slots' if num_slots else ''
-    out = f'masks/{viewer.name.strip("/")}{changed}{"" if refine else "-unrefined"}'
+    name, folder = viewer.name.strip('/'), viewer.run.folder.resolve()
+    if name == folder.name == viewer.config.run_dir.name:  # the same for the runs of all save_dirs
+        name = f'{folder.parent.name}/{name}'
+    out = f'masks/{name}{changed}{"" if refine else "-unrefined"}'
     film = 'gif' if viewer.video else 'none'
     return SegmentCommand('', out, str(run), num_slots, refine, film=film, allow_custom_code=trust)
 
@@ -121,7 +124,9 @@ class SaveMasks(w.VBox):
         out = Path(command.out).resolve()
         try:
             done = segment(command, WatchedScenes(self.scenes, self.added, lambda: self._count(out)), False)
-            self._say(f"{out}: {done['images']} images, {done['segments']:.1f} segments per image on average", 'done')
+            films = f', {n} films' if (n := len(list(out.glob('films/*')))) else ''
+            counts = f"{done['images']} images{films}, {done['segments']:.1f} segments per image on average"
+            self._say(f'{out}: {counts}', 'done')
         except Stopped:
             self._say(f'{out}: stopped before image {self.bar.value + 1}; save again to go on')
         except SlotnbError as e:

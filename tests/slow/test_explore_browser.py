@@ -430,7 +430,7 @@ def test_one_run_a_picture_and_a_second_run(runs, viewers, page, tmp_path):
         shot('own-picture')
         page.get_by_role('button', name='save all masks').click()
         page.wait_for_selector('.slotnb-done')
-        out = tmp_path / 'masks/dinov2_vits14'
+        out = tmp_path / 'masks/instance-seed0/dinov2_vits14'
         assert f'{out}: 28 images' in page.locator('.slotnb-done').inner_text()
         assert len(list(out.glob('labels/*.png'))) == 28
         labels = read_segmentation(out / 'labels/cup.png')
