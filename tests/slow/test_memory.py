@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import numpy as np
+import pytest
 from conftest import DATA, ROOT
 from PIL import Image
 
@@ -45,16 +46,14 @@ def small_and_large(folder, suffix, **options):
         yield folder / name
 
 
-def test_memory_of_a_contact_sheet_of_a_large_jpeg(tmp_path):
-    small, large = (peak_mb('data', 'info', x, '--out', f'{x}.png') for x in small_and_large(tmp_path, 'jpg'))
-    assert large - small < 1300, (small, large)
-
-
-def test_memory_of_masks_of_a_large_png(tmp_path):
+@pytest.mark.parametrize('suffix, options', [('png', dict(compress_level=1)), ('jpg', {})])
+def test_memory_of_a_large_picture(tmp_path, suffix, options):
     "Labels and COCO masks have the full size, overlays at most 4096 pixels a side."
-    folders = small_and_large(tmp_path, 'png', compress_level=1)
-    small, large = (peak_mb('segment', x, '--out', f'{x}-masks', '--coco', 'rle') for x in folders)
-    assert large - small < 1400, (small, large)
+    info, segment = [], []
+    for folder in small_and_large(tmp_path, suffix, **options):
+        info.append(peak_mb('data', 'info', folder, '--out', f'{folder}.png'))
+        segment.append(peak_mb('segment', folder, '--out', f'{folder}-masks', '--coco', 'rle'))
+    assert info[1] - info[0] < 1300 and segment[1] - segment[0] < 1400, (info, segment)
     with Image.open(tmp_path / 'large-masks/labels/scene.png') as labels:
         assert labels.size == (13_000, 13_000)
         found = np.asarray(labels)[25::51, 25::51]

@@ -1,9 +1,12 @@
-"Resuming after SIGKILL with engine fast, as tests/test_train.py does with the default engine."
+"Resuming after SIGKILL with more settings than in tests/test_train.py."
 
 import pytest
 from test_train import check_resume
 
 
-@pytest.mark.parametrize('settings', [dict(normalizer='dataset'), dict(decoder='mlp')])
+SETTINGS = dict(engine='fast'), dict(engine='fast', decoder='mlp'), dict(engine='torch', normalizer='dataset')
+
+
+@pytest.mark.parametrize('settings', SETTINGS)
 def test_sigkill_and_resume_equals_uninterrupted(tmp_path, few_scenes, settings):
-    check_resume(tmp_path, few_scenes, settings | dict(engine='fast'))
+    check_resume(tmp_path, few_scenes, settings)
