@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
-from ..core import SlotnbError, atomic_path, cache_dir, cannot_read, digest, read_json, write_json
+from ..core import SlotnbError, atomic_path, cache_dir, cannot_read, digest, read_json, regular, write_json
 from ..data import Dataset, Entry, Sample, check_instances, check_size, decode_image, read_segmentation
 from .masks import VOID, number_instances, read_mask, settle_lone, turn_mask
 from .splits import find_shards, split_remark
@@ -155,8 +155,7 @@ def index_shard(
         stat = Path(path).stat()
     except OSError as e:
         raise cannot_read(path, e) from None
-    if not (Path(path).is_file() or Path(path).is_dir()):  # a pipe would wait for ever
-        raise SlotnbError(f'{path} is no regular file; put the file itself there')
+    regular(path)
     key = digest(dict(path=str(Path(path).resolve()), size=stat.st_size, mtime=stat.st_mtime_ns))
     file = cache_dir() / 'index' / f'{key}.json'
     if not file.exists():
